@@ -1,0 +1,214 @@
+"""Run this package's model with numpy and its one runtime; Pillow is needed for pictures only.
+
+Usage::
+
+    python example.py              # the first golden input that came with the package
+    python example.py picture.jpg  # a picture of your own
+
+Everything about the model is read from the files beside this one: `manifest.json` (file, runtime, tensors),
+`preprocess.json` (how a picture becomes an input) and `labels.txt`. Copy `Model` and `load_picture` into your
+program, or port them: that is all a device has to do.
+"""
+
+# ruff: noqa: T201 - a program on a device, which speaks by printing
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Invoke = Callable[[Array], Array]
+"""Feeds one batch in the file's own layout and dtype to the runtime and returns its first output."""
+
+
+class Model:
+    """The packaged model: (N, C, H, W) float32 in, logits (N, K) float32 out.
+
+    Args:
+        folder: The package.
+
+    Attributes:
+        manifest: Contents of `manifest.json`.
+        labels: Class names, in the order of the logits.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.labels: list[str] = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+        self._input: dict[str, Any] = self.manifest["inputs"][0]
+        self._output: dict[str, Any] = self.manifest["outputs"][0]
+        self._invoke: Invoke = _open(folder / self.manifest["model"]["path"], self.manifest["runtime"])
+
+    def __call__(self, inputs: Array) -> Array:
+        """Return logits (N, K) float32 for preprocessed inputs (N, C, H, W) float32."""
+        batch = max(1, self._input["shape"][0])  # a dynamic batch is written as -1 and fed one by one
+        logits = []
+        for start in range(0, len(inputs), batch):
+            chunk = inputs[start : start + batch]
+            missing = batch - len(chunk)
+            full = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing else chunk
+            logits.append(self._run(full)[: len(chunk)])
+        return np.concatenate(logits)
+
+    def _run(self, inputs: Array) -> Array:
+        if self._input["layout"] == "nhwc":
+            inputs = inputs.transpose(0, 2, 3, 1)
+        output = self._invoke(np.ascontiguousarray(quantize(inputs, self._input)))
+        return dequantize(output, self._output)
+
+
+def quantize(values: Array, spec: dict[str, Any]) -> Array:
+    """Turn real values into what a tensor of the file holds: float32 as it is, else integers of its scale."""
+    if spec["dtype"] == "float32":
+        return values.astype(np.float32)
+    limits = np.iinfo(spec["dtype"])
+    steps = np.rint(values / np.float32(spec["scale"])) + spec["zero_point"]
+    return np.asarray(np.clip(steps, limits.min, limits.max), dtype=spec["dtype"])
+
+
+def dequantize(values: Array, spec: dict[str, Any]) -> Array:
+    """Turn what a tensor of the file holds into real values, float32."""
+    if spec["dtype"] == "float32":
+        return values.astype(np.float32)
+    return (values.astype(np.float32) - np.float32(spec["zero_point"])) * np.float32(spec["scale"])
+
+
+def load_picture(path: Path, image: dict[str, Any]) -> Array:
+    """Read a picture as the model was trained to see it.
+
+    Args:
+        path: Anything that Pillow reads.
+        image: The key ``image`` of `preprocess.json`.
+
+    Returns:
+        One input (1, C, H, W), float32.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as opened:
+        # Phones store rotation as a flag; a viewer turns the picture, so must the model's eye.
+        picture = ImageOps.exif_transpose(opened).convert("L" if image["channels"] == 1 else "RGB")
+    ratio = image["resize"] / min(picture.size)
+    width, height = (max(image["resize"], round(edge * ratio)) for edge in picture.size)
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling[image["interpolation"].upper()])
+    pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, image["channels"])
+    top, left = (height - image["size"]) // 2, (width - image["size"]) // 2
+    pixels = pixels[top : top + image["size"], left : left + image["size"]]
+    mean, std = np.float32(image["mean"]), np.float32(image["std"])
+    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def probabilities(logits: Array) -> Array:
+    """Return the softmax over the last axis."""
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
+
+
+def _open(path: Path, runtime: dict[str, Any]) -> Invoke:
+    """Open the model file with the settings it was measured under."""
+    openers = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino, "litert": _open_litert}
+    if runtime["name"] not in openers:
+        raise ValueError(f"manifest.json: runtime {runtime['name']!r} is not one of {', '.join(openers)}")
+    return openers[runtime["name"]](path, runtime)
+
+
+def _open_onnxruntime(path: Path, runtime: dict[str, Any]) -> Invoke:
+    import onnxruntime
+
+    _require_cpu(runtime)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = runtime["threads"]
+    options.inter_op_num_threads = 1
+    for key, value in runtime["options"].items():
+        options.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda batch: np.asarray(session.run(None, {name: batch})[0])
+
+
+def _open_openvino(path: Path, runtime: dict[str, Any]) -> Invoke:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    if model.is_dynamic():  # one sample at a time runs faster as a static shape, and was measured so
+        shape = model.inputs[0].get_partial_shape()
+        shape[0] = 1
+        model.reshape(shape)
+    settings = {**runtime["options"], "INFERENCE_NUM_THREADS": str(runtime["threads"])}
+    compiled = core.compile_model(model, runtime["device"], settings)
+    return lambda batch: np.array(compiled([batch])[compiled.output(0)])
+
+
+def _open_litert(path: Path, runtime: dict[str, Any]) -> Invoke:
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ImportError:  # old boards have the same interpreter under its former name
+        from tflite_runtime.interpreter import Interpreter, OpResolverType
+
+    _require_cpu(runtime)
+    resolvers = {
+        "auto": OpResolverType.AUTO,
+        "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        "reference": OpResolverType.BUILTIN_REF,
+    }
+    kernels = runtime["options"].get("kernels", "auto")
+    if set(runtime["options"]) - {"kernels"} or kernels not in resolvers:
+        raise ValueError(
+            f"manifest.json: options {runtime['options']}; allowed is kernels = {sorted(resolvers)}"
+        )
+    interpreter = Interpreter(
+        model_path=str(path), num_threads=runtime["threads"], experimental_op_resolver_type=resolvers[kernels]
+    )
+    interpreter.allocate_tensors()
+    source = interpreter.get_input_details()[0]["index"]
+    result = interpreter.get_output_details()[0]["index"]
+
+    def invoke(batch: Array) -> Array:
+        interpreter.set_tensor(source, batch)
+        interpreter.invoke()
+        return np.asarray(interpreter.get_tensor(result))
+
+    return invoke
+
+
+def _require_cpu(runtime: dict[str, Any]) -> None:
+    if runtime["device"].lower() != "cpu":
+        raise ValueError(
+            f"manifest.json: {runtime['name']} runs on the CPU here, not on {runtime['device']!r}"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Classify a picture, or the first golden input, and print the best classes."""
+    folder = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description="Classify a picture with the packaged model.")
+    parser.add_argument("picture", nargs="?", type=Path, help="default: the package's first golden input")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
+    chosen = parser.parse_args(arguments)
+
+    if chosen.picture is None:
+        with np.load(folder / "golden.npz") as golden:
+            inputs = golden["inputs"][:1]
+    else:
+        preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
+        inputs = load_picture(chosen.picture, preprocess["image"])
+
+    model = Model(folder)
+    chances = probabilities(model(inputs))[0]
+    for index in np.argsort(-chances)[: chosen.top]:
+        print(f"{chances[index]:7.2%}  {model.labels[index]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

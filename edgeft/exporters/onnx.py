@@ -1,0 +1,154 @@
+"""ONNX: a QDQ file with uint8 activations, int8 weight and int32 bias initializers, checked against the program."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+import weakref
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from edgeft.errors import ExportError
+from edgeft.exporters import onnx_rewrite
+from edgeft.exporters.check import FileLayer, check_layers
+from edgeft.exporters.onnx_rewrite import MAC_OPS, OnnxGraph
+from edgeft.target import TargetProfile
+from edgeft.types import QuantCoverage, QuantModel, TensorSpec
+
+
+def write(
+    model: QuantModel, profile: TargetProfile, path: Path
+) -> tuple[QuantCoverage, TensorSpec, TensorSpec]:
+    """Write `model` to `path` and check the file.
+
+    Labels and preprocessing ride in the file's metadata. The bytes depend on the program and the versions only.
+
+    Returns:
+        Coverage, and the specs of the image input and the logits.
+
+    Raises:
+        ExportError: torch.onnx cannot translate the program, or the file differs from it.
+    """
+    proto = _translate(model, profile)
+    graph = OnnxGraph(proto)
+    if model.layers:
+        onnx_rewrite.fold_weights(graph)
+        onnx_rewrite.shift_activations(graph, unsigned=profile.precision.activations == "uint8")
+        onnx_rewrite.quantize_biases(graph, model)
+        onnx_rewrite.drop_clamps(graph)
+    onnx_rewrite.finish(graph)
+    metadata = {
+        "edgeft.labels": json.dumps(model.labels),
+        "edgeft.preprocess": json.dumps(model.preprocessing.to_dict()),
+    }
+    for key, value in sorted(metadata.items()):
+        proto.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    batch = profile.export.batch
+    return (
+        check(model, path),
+        TensorSpec(
+            name="input", shape=(batch, *model.preprocessing.input_shape), dtype="float32", layout="nchw"
+        ),
+        TensorSpec(name="logits", shape=(batch, len(model.labels)), dtype="float32", layout="nk"),
+    )
+
+
+# OpenVINO's exporter starts from the same translation, which costs seconds: kept as long as the program lives.
+_translations: weakref.WeakKeyDictionary[torch.fx.GraphModule, dict[tuple[bool, int, int], bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _translate(model: QuantModel, profile: TargetProfile) -> onnx.ModelProto:
+    key = (profile.export.static_shapes, profile.export.batch, profile.export.opset)
+    known = _translations.setdefault(model.program, {})
+    if key not in known:
+        known[key] = _run_torch_onnx(model, profile).SerializeToString()
+    return onnx.load_from_string(known[key])
+
+
+def _run_torch_onnx(model: QuantModel, profile: TargetProfile) -> onnx.ModelProto:
+    static = profile.export.static_shapes
+    example = torch.zeros(profile.export.batch if static else 2, *model.preprocessing.input_shape)
+    dynamic = None if static else ({0: torch.export.Dim("batch")},)
+    try:
+        # torch.onnx prints its progress; a library must not.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                model.program,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                opset_version=profile.export.opset,
+                input_names=["input"],
+                output_names=["logits"],
+                optimize=True,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        raise ExportError(
+            f"torch.onnx cannot translate the program: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if exported is None:
+        raise ExportError("torch.onnx returned no program")
+    return exported.model_proto
+
+
+def check(model: QuantModel, path: Path) -> QuantCoverage:
+    """Read an ONNX file back and require that its numbers are the program's. Raises `ExportError`."""
+    graph = OnnxGraph(onnx.load(path))
+    layers: list[FileLayer] = []
+    float_ops: list[str] = []
+    for node in graph.nodes:
+        if node.op_type not in MAC_OPS:
+            continue
+        layer = _read_layer(graph, node)
+        if layer is None:
+            float_ops.append(node.name)
+        else:
+            layers.append(layer)
+    activations = []
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear":
+            scale, zero = graph.value(node.input[1]), graph.value(node.input[2])
+            activations.append((float(scale), _signed(zero)))
+    if not model.layers:
+        return QuantCoverage(mac_ops=len(float_ops), int8_mac_ops=0, float_ops=tuple(float_ops))
+    return check_layers(model, layers, float_ops, activations, file=path.name)
+
+
+def _read_layer(graph: OnnxGraph, node: onnx.NodeProto) -> FileLayer | None:
+    data = graph.producer(node.input[0])
+    weight = graph.producer(node.input[1])
+    if data is None or weight is None or {data.op_type, weight.op_type} != {"DequantizeLinear"}:
+        return None
+    integers = graph.value(weight.input[0])
+    scales = np.atleast_1d(graph.value(weight.input[1]))
+    if node.op_type == "MatMul":
+        integers = integers.T
+    bias = None
+    if len(node.input) > 2 and node.input[2]:
+        source = graph.producer(node.input[2])
+        if source is None or source.op_type != "DequantizeLinear":
+            raise ExportError(f"{node.name}: its bias is not an int32 initializer")
+        bias = graph.value(source.input[0])
+    return FileLayer(
+        name=node.name,
+        weight=integers,
+        weight_scale=scales,
+        bias=bias,
+        input_scale=float(graph.value(data.input[1])),
+        input_zero_point=_signed(graph.value(data.input[2])),
+    )
+
+
+def _signed(zero_point: np.ndarray) -> int:  # type: ignore[type-arg]
+    return int(zero_point) - (128 if zero_point.dtype == np.uint8 else 0)

@@ -1,0 +1,145 @@
+"""OpenVINO IR, made from the uint8 QDQ ONNX file, and read back against the program."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft import extras
+from edgeft.errors import ExportError
+from edgeft.exporters import onnx
+from edgeft.exporters.check import FileLayer, check_layers
+from edgeft.target import TargetProfile
+from edgeft.types import QuantCoverage, QuantModel, TensorSpec
+
+_MAC_TYPES = (
+    "Convolution",
+    "GroupConvolution",
+    "MatMul",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+)
+# Nodes between a stored constant and the op that reads it.
+_TRANSPARENT = ("Convert", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
+
+
+def write(
+    model: QuantModel, profile: TargetProfile, path: Path
+) -> tuple[QuantCoverage, TensorSpec, TensorSpec]:
+    """Write `model` as `path` (.xml) and its .bin, and check them. Returns and raises as `exporters.onnx.write`."""
+    ov = extras.load("openvino", f"target {profile.id}")
+    source = path.with_suffix(".source.onnx")
+    _, image, logits = onnx.write(model, profile, source)
+    try:
+        converted = ov.convert_model(str(source))
+        converted.set_friendly_name("edgeft")
+        converted.set_rt_info(json.dumps(model.labels), ["edgeft", "labels"])
+        converted.set_rt_info(json.dumps(model.preprocessing.to_dict()), ["edgeft", "preprocess"])
+        # The default would store float weights in half precision, which a "float32" file must not do.
+        ov.save_model(converted, str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        raise ExportError(
+            f"OpenVINO cannot convert the model: {str(error).strip().splitlines()[0]}"
+        ) from error
+    finally:
+        source.unlink(missing_ok=True)
+    if str(source.parent) in path.read_text(encoding="utf-8"):
+        raise ExportError(f"{path.name} carries the build path {source.parent}")
+    return check(model, path), image, logits
+
+
+def check(model: QuantModel, path: Path) -> QuantCoverage:
+    """Read an IR back and require that its numbers are the program's. Raises `ExportError`."""
+    ov = extras.load("openvino", "the check of an OpenVINO file")
+    ops = ov.Core().read_model(str(path)).get_ordered_ops()
+    ranges = _KnownRanges(model)
+    layers: list[FileLayer] = []
+    float_ops: list[str] = []
+    for op in ops:
+        if op.get_type_name() in _MAC_TYPES:
+            layer = _read_layer(op, ranges)
+            if layer is None:
+                float_ops.append(op.get_friendly_name())
+            else:
+                layers.append(layer)
+    if not model.layers:
+        return QuantCoverage(mac_ops=len(float_ops), int8_mac_ops=0, float_ops=tuple(float_ops))
+    activations = [ranges.find(op) for op in ops if op.get_type_name() == "FakeQuantize"]
+    return check_layers(model, layers, float_ops, activations, file=path.name)
+
+
+class _KnownRanges:
+    """Finds the scale behind a FakeQuantize, which stores the two ends of the range instead."""
+
+    def __init__(self, model: QuantModel) -> None:
+        self._known = [(a.scale, a.zero_point) for a in model.activations]
+
+    def find(self, fake_quantize: Any) -> tuple[float, int]:
+        """Return (scale, zero point in int8 numbers).
+
+        The program's own where its range has the same two ends to within a rounding of float32; else what the
+        ends amount to, which the check will then refuse.
+        """
+        low, high = (float(_constant(fake_quantize.input_value(i).get_node()).reshape(-1)[0]) for i in (1, 2))
+        for scale, zero_point in self._known:
+            ends = ((-128 - zero_point) * scale, (127 - zero_point) * scale)
+            if np.allclose((low, high), ends, rtol=2.0**-22, atol=0):
+                return scale, zero_point
+        scale = (high - low) / 255
+        return scale, round(-128 - low / scale) if scale else 0
+
+
+def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
+    data = op.input_value(0).get_node()
+    weight = op.input_value(1).get_node()
+    if data.get_type_name() != "FakeQuantize" or weight.get_type_name() not in ("Multiply", *_TRANSPARENT):
+        return None
+    while weight.get_type_name() in _TRANSPARENT:  # GroupConvolution reshapes the dequantized weight
+        weight = weight.input_value(0).get_node()
+    if weight.get_type_name() != "Multiply":
+        return None
+    integers = _constant(weight.input_value(0).get_node())
+    if integers.dtype != np.int8:
+        return None
+    grouped = op.get_type_name() == "GroupConvolution" and integers.ndim > 4
+    if grouped:  # (G, O/G, I/G, kH, kW)
+        integers = integers.reshape(-1, *integers.shape[2:])
+    if op.get_type_name() == "MatMul" and not op.get_attributes()["transpose_b"]:
+        integers = integers.T
+    scale, zero_point = ranges.find(data)
+    return FileLayer(
+        name=op.get_friendly_name(),
+        weight=integers,
+        weight_scale=_constant(weight.input_value(1).get_node()).reshape(-1).astype(np.float32),
+        bias=_read_bias(op),
+        input_scale=scale,
+        input_zero_point=zero_point,
+    )
+
+
+def _read_bias(op: Any) -> npt.NDArray[np.int32] | None:
+    """Return the int32 constant that is added to the op's result, if there is one."""
+    for reader in op.output(0).get_target_inputs():
+        add = reader.get_node()
+        if add.get_type_name() != "Add":
+            continue
+        for index in (0, 1):
+            node = add.input_value(index).get_node()
+            while node.get_type_name() in ("Multiply", *_TRANSPARENT):
+                node = node.input_value(0).get_node()
+            if node.get_type_name() == "Constant" and node.get_element_type().to_dtype() == np.int32:
+                return np.asarray(node.get_data(), dtype=np.int32).reshape(-1)
+    return None
+
+
+def _constant(node: Any) -> npt.NDArray[Any]:
+    """Return the constant behind conversions and reshapes."""
+    while node.get_type_name() in _TRANSPARENT:
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant":
+        raise ExportError(f"OpenVINO IR: {node.get_friendly_name()!r} was expected to be a constant")
+    return np.asarray(node.get_data())

@@ -1,0 +1,218 @@
+"""LiteRT / TensorFlow Lite: a full-integer .tflite with int8 input and output, read back against the program."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from edgeft import extras
+from edgeft.errors import ExportError
+from edgeft.exporters.check import FileLayer, check_layers
+from edgeft.target import TargetProfile
+from edgeft.types import QuantCoverage, QuantModel, TensorSpec
+
+_MAC_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL", "CONV_3D")
+_DTYPES = {np.int8: "int8", np.uint8: "uint8", np.float32: "float32"}
+
+
+def write(
+    model: QuantModel, profile: TargetProfile, path: Path
+) -> tuple[QuantCoverage, TensorSpec, TensorSpec]:
+    """Write `model` to `path` and check the file. Returns and raises as `exporters.onnx.write`."""
+    extras.require("litert_torch", f"target {profile.id}")
+    shape = (profile.export.batch, *model.preprocessing.input_shape)
+    with tempfile.TemporaryDirectory(prefix="edgeft-") as scratch:
+        program = Path(scratch) / "program.pt2"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(torch.export.export(model.program, (torch.zeros(shape),)), program)
+        converter().convert(
+            program=str(program),
+            output=str(path),
+            shape=shape,
+            layout=profile.export.layout,
+            quantized=bool(model.layers),
+        )
+    metadata = {"edgeft.labels": model.labels, "edgeft.preprocess": model.preprocessing.to_dict()}
+    _add_metadata(path, {name: json.dumps(value).encode() for name, value in metadata.items()})
+    graph = _File(path)
+    return check(model, path), graph.spec("input", profile.export.layout), graph.spec("output", "nk")
+
+
+def check(model: QuantModel, path: Path) -> QuantCoverage:
+    """Read a .tflite back and require that its numbers are the program's. Raises `ExportError`."""
+    graph = _File(path)
+    layers: list[FileLayer] = []
+    float_ops: list[str] = []
+    for index, op in enumerate(graph.ops):
+        if op["op_name"] in _MAC_OPS:
+            layer = graph.layer(index)
+            if layer is None:
+                float_ops.append(f"{op['op_name']}_{index}")
+            else:
+                layers.append(layer)
+    if not model.layers:
+        return QuantCoverage(mac_ops=len(float_ops), int8_mac_ops=0, float_ops=tuple(float_ops))
+    return check_layers(model, layers, float_ops, graph.activations(), file=path.name)
+
+
+class _File:
+    """A .tflite opened without delegates, for reading its ops and constants."""
+
+    def __init__(self, path: Path) -> None:
+        module = extras.load("ai_edge_litert.interpreter", "the check of a .tflite file")
+        try:
+            self._interpreter: Any = module.Interpreter(
+                str(path),
+                num_threads=1,
+                experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            )
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(f"{path.name}: LiteRT refuses the file: {error}") from error
+        self.ops: list[dict[str, Any]] = self._interpreter._get_ops_details()
+        self._tensors = {t["index"]: t for t in self._interpreter.get_tensor_details()}
+        self._constants: set[int] = set(self._tensors) - {int(i) for op in self.ops for i in op["outputs"]}
+        self._constants -= {int(d["index"]) for d in self._interpreter.get_input_details()}
+
+    def spec(self, which: str, layout: Any) -> TensorSpec:
+        """Return the spec of the only input or output."""
+        details = getattr(self._interpreter, f"get_{which}_details")()[0]
+        scale, zero_point = details["quantization"]
+        return TensorSpec(
+            name=details["name"],
+            shape=tuple(int(n) for n in details["shape"]),
+            dtype=_DTYPES[details["dtype"]],  # type: ignore[arg-type]
+            layout=layout,
+            scale=float(scale),
+            zero_point=int(zero_point),
+        )
+
+    def activations(self) -> list[tuple[float, int]]:
+        """Return (scale, zero point) of every int8 tensor that is computed or fed."""
+        found = []
+        for index, tensor in self._tensors.items():
+            if tensor["dtype"] is np.int8 and index not in self._constants:
+                found.append(_qparams(tensor))
+        return found
+
+    def layer(self, index: int) -> FileLayer | None:
+        """Return op `index` in the contract's layout, or None if it computes in float."""
+        op = self.ops[index]
+        inputs = [int(i) for i in op["inputs"]]
+        # A transposed convolution lists its output shape first: (shape, weight, data, bias).
+        data, weight = (2, 1) if op["op_name"] == "TRANSPOSE_CONV" else (0, 1)
+        source, kernel = self._tensors[inputs[data]], self._tensors[inputs[weight]]
+        if source["dtype"] is not np.int8 or kernel["dtype"] is not np.int8:
+            return None
+        values = self._interpreter.get_tensor(inputs[weight])
+        if op["op_name"] == "DEPTHWISE_CONV_2D":  # (1, kH, kW, O) -> (O, 1, kH, kW)
+            values = values.transpose(3, 0, 1, 2)
+        elif values.ndim == 4:  # (O, kH, kW, I) -> (O, I, kH, kW)
+            values = values.transpose(0, 3, 1, 2)
+        has_bias = len(inputs) > 2 and inputs[2] >= 0 and data == 0
+        scale, zero_point = _qparams(source)
+        return FileLayer(
+            name=f"{op['op_name']}_{index}",
+            weight=values,
+            weight_scale=np.asarray(kernel["quantization_parameters"]["scales"], np.float32),
+            bias=self._bias(inputs[2], scale, kernel) if has_bias else None,
+            input_scale=scale,
+            input_zero_point=zero_point,
+        )
+
+    def _bias(self, index: int, input_scale: float, kernel: dict[str, Any]) -> Any:
+        """Return a bias on the grid s_x * s_w, refusing one that the file scales otherwise.
+
+        litert-torch was seen to store channel 0's scale for all channels where all biases are equal.
+        """
+        integers = self._interpreter.get_tensor(index)
+        stored = np.asarray(self._tensors[index]["quantization_parameters"]["scales"], np.float32)
+        wanted = np.float32(input_scale) * np.asarray(kernel["quantization_parameters"]["scales"], np.float32)
+        if (
+            not np.allclose(np.broadcast_to(stored, wanted.shape), wanted, rtol=2.0**-20, atol=0)
+            and integers.any()
+        ):
+            raise ExportError(
+                f"bias tensor {self._tensors[index]['name']!r}: its scales are not input scale times weight scales",
+                "a known defect of the converter for layers whose biases are all equal; change one bias slightly",
+            )
+        return integers
+
+
+def _qparams(tensor: dict[str, Any]) -> tuple[float, int]:
+    parameters = tensor["quantization_parameters"]
+    if len(parameters["scales"]) != 1:
+        raise ExportError(f"tensor {tensor['name']!r}: expected one scale, got {len(parameters['scales'])}")
+    return float(parameters["scales"][0]), int(parameters["zero_points"][0])
+
+
+class _Converter:
+    """The converter process: started once, fed one program after the other."""
+
+    def __init__(self) -> None:
+        # A file, not a pipe: nobody reads it before the end, and a full pipe would block the converter.
+        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgeft.exporters.litert_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        atexit.register(self._process.kill)
+
+    def convert(self, **request: Any) -> None:
+        """Convert one program; see `litert_worker.convert`. Raises `ExportError`."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise ExportError("the LiteRT converter has no pipes")
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            reply = stdout.readline()
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            converter.cache_clear()
+            self._process.wait()
+            self._errors.seek(0)
+            lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
+            raise ExportError(
+                f"litert-torch cannot convert the program: {lines[-1] if lines else 'no message'}"
+            )
+
+
+@functools.cache
+def converter() -> _Converter:
+    """Return the running converter process; the first call starts it and returns before it has imported."""
+    return _Converter()
+
+
+def _add_metadata(path: Path, entries: dict[str, bytes]) -> None:
+    """Store named buffers in the model's metadata table (schema: tensorflow/lite/schema/schema.fbs)."""
+    import flatbuffers
+
+    schema = extras.load("ai_edge_litert.schema_py_generated", "metadata of a .tflite file")
+
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    model.metadata = model.metadata or []
+    for name, value in sorted(entries.items()):
+        buffer, item = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(value, np.uint8)
+        item.name, item.buffer = name, len(model.buffers)
+        model.buffers.append(buffer)
+        model.metadata.append(item)
+    builder = flatbuffers.Builder(path.stat().st_size + 4096)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))

@@ -1,0 +1,131 @@
+"""Cross-checks of a recipe before any work: targets, packages, data, calibration, model, gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgeft import calibration, data, gating, models, target
+from edgeft.errors import DataError, EdgeftError
+from edgeft.measure import check_isa_floor, statistics
+from edgeft.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of `edgeft check`."""
+
+    level: Literal["ok", "warning", "error"]
+    topic: str
+    text: str
+    hint: str = ""
+    error: EdgeftError | None = None
+
+
+def check(recipe: Recipe, *, base: Path) -> list[Finding]:
+    """Return what was found, errors included; nothing is trained, decoded or written.
+
+    Args:
+        recipe: A parsed recipe.
+        base: Folder that its paths are relative to.
+    """
+    findings: list[Finding] = []
+    for topic, look in (
+        ("targets", _targets),
+        ("model", _model),
+        ("data", _data),
+        ("calibration", _calibration),
+        ("gate", _gate),
+    ):
+        findings += _guarded(topic, look, recipe, base)
+    return findings
+
+
+def _guarded(
+    topic: str, look: Callable[[Recipe, Path], Iterator[Finding]], recipe: Recipe, base: Path
+) -> Iterator[Finding]:
+    try:
+        yield from look(recipe, base)
+    except EdgeftError as error:
+        yield Finding(level="error", topic=topic, text=error.message, hint=error.hint, error=error)
+
+
+def _targets(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    for name in recipe.targets:
+        profile = target.load(name, base)
+        target.require_packages(profile)
+        check_isa_floor(profile)
+        yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
+
+
+def _model(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    classes = len(data.scan(recipe.task, base).classes)
+    method = recipe.finetune.method if recipe.finetune else "none"
+    built = models.build(
+        recipe.model,
+        classes,
+        base=base,
+        seed=recipe.seed,
+        fresh=method == "retrain",
+        keep_head=method == "none",
+    )
+    account = built.account
+    yield Finding(
+        level="ok",
+        topic="model",
+        text=f"{recipe.model.source}: {len(account.loaded)} tensors loaded, {len(account.left_out)} left out, "
+        f"{len(account.fresh)} fresh; head {built.head!r} for {classes} classes",
+    )
+
+
+def _data(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    found = data.scan(recipe.task, base)
+    splits = ", ".join(f"{name} {sum(counts.values())}" for name, counts in found.counts.items())
+    yield Finding(level="ok", topic="data", text=f"{len(found.classes)} classes, samples: {splits}")
+    if found.bad:
+        yield Finding(
+            level="warning", topic="data", text=f"{len(found.bad)} files are no images and will be skipped"
+        )
+
+
+def _calibration(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    if recipe.quantize is None or recipe.quantize.scheme == "none":
+        return
+    wanted = calibration.load(recipe.quantize.calibration, base)
+    available = _expected_counts(recipe, base)["train"]
+    if wanted.samples > available:
+        raise DataError(
+            f"calibration recipe {wanted.id!r} asks for {wanted.samples} samples, the training split has about "
+            f"{available}",
+            "give more data, or a calibration recipe with fewer samples (a path in quantize.calibration)",
+        )
+    yield Finding(level="ok", topic="calibration", text=f"{wanted.id}: {wanted.title}")
+
+
+def _gate(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    samples = _expected_counts(recipe, base)["test"]
+    margin = gating.accuracy_margin(recipe.gate, samples)
+    certifiable = statistics.certifiable_margin(samples)
+    text = f"{samples} test samples certify a drop of {certifiable:.1%} (at 2 % discordant pairs, 4 times in 5)"
+    if certifiable > margin:
+        needed = statistics.samples_needed(margin)
+        yield Finding(
+            level="warning",
+            topic="gate",
+            text=f"{text}; the margin is {margin:.1%}: expect an inconclusive verdict even from an equal model",
+            hint=f"about {needed} test samples are needed, or a wider gate.accuracy_margin",
+        )
+    else:
+        yield Finding(level="ok", topic="gate", text=f"{text}; the margin is {margin:.1%}")
+
+
+def _expected_counts(recipe: Recipe, base: Path) -> dict[str, int]:
+    """Return how many samples each split will have, up to rounding within the classes."""
+    counts = {name: sum(c.values()) for name, c in data.scan(recipe.task, base).counts.items()}
+    rest = counts.pop("all", 0) or counts.get("train", 0)
+    test = counts.get("test", round(rest * recipe.task.test_fraction))
+    val = counts.get("val", round(rest * recipe.task.val_fraction))
+    cut = (0 if "test" in counts else test) + (0 if "val" in counts else val)
+    return {"train": rest - cut, "val": val, "test": test}

@@ -1,0 +1,80 @@
+"""Count multiply-accumulates with forward hooks.
+
+One rule covers convolutions, transposed convolutions and linear layers: every weight is used once per
+position, so MACs = positions * number of weights. Positions are output pixels (input pixels for a transposed
+convolution, rows for a linear layer) and do not change when channels are cut; that is what makes the cost of
+a plan plain arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Layer = _ConvNd | nn.Linear
+"""The layers that cost MACs and whose channels can be cut."""
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Put `module` into evaluation mode, and every submodule back into its own mode afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """Return how often each layer's weights are used for one sample, by the layer's dotted name.
+
+    Args:
+        module: Any network; left in the modes that it was in.
+        example: Input of shape (N, C, H, W), or whatever the network takes.
+    """
+    positions: dict[str, int] = {}
+    handles = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, Layer):
+
+            def record(
+                layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor, name: str = name
+            ) -> None:
+                if isinstance(layer, nn.Linear):
+                    count = math.prod(output.shape[:-1])
+                else:
+                    pixels = args[0] if isinstance(layer, _ConvTransposeNd) else output
+                    count = pixels.shape[0] * math.prod(pixels.shape[2:])
+                positions[name] = positions.get(name, 0) + count
+
+            handles.append(layer.register_forward_hook(record))
+    try:
+        with evaluation(module), torch.no_grad():
+            module(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: count // example.shape[0] for name, count in positions.items()}
+
+
+def count_macs(module: nn.Module, example: torch.Tensor) -> int:
+    """Return the multiply-accumulates of one sample in convolutions and linear layers.
+
+    Functional calls (`F.conv2d`, `matmul`) and element-wise work are not counted.
+
+    Args:
+        module: Any network; left in the modes that it was in.
+        example: Input of shape (N, C, H, W), or whatever the network takes.
+    """
+    weights = {
+        name: layer.weight.numel() for name, layer in module.named_modules() if isinstance(layer, Layer)
+    }
+    return sum(count * weights[name] for name, count in count_positions(module, example).items())

@@ -1,0 +1,111 @@
+"""From nn.Module to a graph with its batch norms folded: the common ground of float and int8 export."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+# prepare_pt2e calls this itself, but after it would be too late for the annotator to see plain convolutions.
+from torchao.quantization.pt2e import allow_exported_model_train_eval
+from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
+
+from edgeft.errors import ModelError, QuantizationError
+from edgeft.quantization import annotator
+from edgeft.types import FloatModel, QuantModel
+
+_BATCH_NORMS = {
+    torch.ops.aten.batch_norm.default,
+    torch.ops.aten._native_batch_norm_legit_no_training.default,
+}
+
+
+def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
+    """Export `module` in evaluation mode to an ATen graph with folded batch norms and a dynamic batch.
+
+    The caller's module is not changed. The result's `train()` and `eval()` work (they switch dropout).
+
+    Args:
+        module: Maps (N, C, H, W) or (N, F) float32 to (N, K).
+        example: One or more inputs; the batch size in it is not kept.
+
+    Raises:
+        ModelError: torch.export cannot capture the network, or a weight is not finite.
+    """
+    module = copy.deepcopy(module).eval()
+    _check_finite(module.named_parameters())
+    # A batch of one would be specialised: torch.export treats sizes 0 and 1 as constants.
+    batch = example[:1].expand(2, *example.shape[1:]).contiguous()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            exported = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"torch.export cannot capture {type(module).__name__}: {first}",
+            "the forward pass must not branch on tensor values; see torch.export's notes on data-dependent control flow",
+        ) from error
+    graph: GraphModule = exported.module(check_guards=False)
+    _fuse_conv_bn_(graph)
+    _fuse_linear_bn_(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    allow_exported_model_train_eval(graph)
+    graph.eval()
+    return graph
+
+
+def float_program(model: FloatModel) -> QuantModel:
+    """Return the float network as a program without Q/DQ ops: what the float baselines are exported from."""
+    graph = capture(model.module, torch.zeros(1, *model.input_shape))
+    return QuantModel(
+        program=graph,
+        layers=(),
+        activations=(),
+        float_ops=float_mac_names(graph),
+        output=None,
+        preprocessing=model.preprocessing,
+        labels=model.labels,
+        history=model.history,
+    )
+
+
+def module_path(node: Node) -> str:
+    """Return the dotted path of the module that `node` came from, or the node's name."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return path.removeprefix("L['self'].").replace("L__self__", "") or node.name
+
+
+def float_mac_names(graph: GraphModule) -> tuple[str, ...]:
+    """Return the names of MAC ops that do not read dequantized values, in graph order."""
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    names = []
+    for node in graph.graph.nodes:
+        integer = isinstance(node.args[0], Node) and node.args[0].target is dequantize if node.args else False
+        if node.target in annotator.FLOAT_MACS or (node.target in annotator.INTEGER_MACS and not integer):
+            names.append(module_path(node))
+    return tuple(names)
+
+
+def check_no_batch_norm(graph: GraphModule) -> None:
+    """Raise `QuantizationError` naming a batch norm that has no convolution or linear layer to fold into."""
+    left = [module_path(n) for n in graph.graph.nodes if n.target in _BATCH_NORMS]
+    if left:
+        raise QuantizationError(
+            f"batch norm {left[0]!r} (and {len(left) - 1} more) has no convolution or linear layer before it",
+            'such networks (DenseNet, pre-activation ResNets) cannot be quantized yet: use quantize.scheme = "none"',
+        )
+
+
+def _check_finite(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+    for name, value in parameters:
+        if not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"weight {name!r} holds NaN or infinite values", "retrain, or load other weights"
+            )

@@ -1,0 +1,89 @@
+"""Write `report.html`: one self-contained page from the report document and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeft.reporting import plots, rows
+from edgeft.reporting.storage import write_text
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def write_html(report: Mapping[str, Any], path: Path) -> Path:
+    """Write the page of a report, complete or not at all. Returns `path`.
+
+    It needs no other file and no network: style and figures are inside.
+
+    Raises:
+        WorkspaceError: It cannot be written.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=rows.percent, ms=rows.milliseconds, points=rows.points, kb=rows.kilobytes, amount=_amount
+    )
+    html = environment.get_template("report.html.j2").render(
+        report=report,
+        rows=rows.table(report),
+        headings=rows.headings(report),
+        figures=_figures(report),
+        precision=rows.precision,
+        curves={index: list(_curves(stage["results"])) for index, stage in enumerate(report["stages"])},
+    )
+    return write_text(path, html)
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return evidence -> figure: latencies of different kinds are never drawn on one axis."""
+    kinds = dict.fromkeys(target["evidence"] for target in report["targets"])
+    return {
+        kind: plots.comparison(
+            [t for t in report["targets"] if t["evidence"] == kind], unique=f"edgeft-{kind}"
+        )
+        for kind in kinds
+    }
+
+
+def _curves(results: Any) -> Iterator[dict[str, Any]]:
+    """Yield the validation accuracies among a stage's results (lists of epoch records) as small charts."""
+    match results:
+        case dict():
+            for value in results.values():
+                yield from _curves(value)
+        case [{"val_accuracy": _}, *_]:
+            accuracies = [epoch["val_accuracy"] for epoch in results]
+            known = [accuracy for accuracy in accuracies if accuracy is not None]
+            if known:
+                chart = {"points": plots.curve(accuracies), "epochs": len(results)}
+                yield {**chart, "first": known[0], "last": known[-1], "best": max(known)}
+
+
+def _amount(value: Any) -> str:
+    """Format any value of a configuration for reading."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case None:
+            return "-"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.6g}"
+        case list() if not any(isinstance(item, dict | list) for item in value):
+            return ", ".join(_amount(item) for item in value) or "-"
+        case list():
+            return f"{len(value)} entries (in report.json)"
+        case dict():
+            return ", ".join(f"{key} {_amount(item)}" for key, item in value.items()) or "-"
+        case _:
+            return str(value)

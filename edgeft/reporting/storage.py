@@ -1,0 +1,190 @@
+"""Write and read `report.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeft.errors import ConfigError, WorkspaceError
+from edgeft.reporting.document import SCHEMA, VERSION, Document
+from edgeft.types import Evidence, Outcome
+
+# An array of numbers or strings, spread over lines by json.dumps. A line break inside a JSON string is
+# written as \n, so the real ones that this looks for are always between values.
+_FLAT_ARRAY = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
+
+
+def write_json(report: Mapping[str, Any], path: Path) -> Path:
+    """Write the document, complete or not at all; flat arrays take one line each. Returns `path`.
+
+    Raises:
+        WorkspaceError: It cannot be written.
+    """
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    return write_text(path, _FLAT_ARRAY.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]) + "]", text) + "\n")
+
+
+def read_json(path: Path) -> Document:
+    """Read a report that `write_json` wrote, and check that it is one.
+
+    Raises:
+        ConfigError: The file is missing, not JSON, not a report, of another version, or incomplete.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file", "a run writes report.json when it is finished") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise ConfigError(f'{path}: not a report of edgeft (key "schema" is not "{SCHEMA}")')
+    if report.get("version") != VERSION:
+        raise ConfigError(
+            f"{path}: report version {report.get('version')!r}, this edgeft reads {VERSION}",
+            "read it with the edgeft that wrote it, or run the recipe again",
+        )
+    try:
+        _Report.model_validate(report)
+    except ValidationError as error:
+        lines = [
+            f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)
+        ]
+        raise ConfigError(
+            "\n".join(lines[:5]), "the report is damaged or incomplete: run the recipe again"
+        ) from None
+    return report
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file by renaming a finished one into its place. Raises `WorkspaceError`."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise WorkspaceError(f"{path}: cannot be written ({error})") from error
+    return path
+
+
+class _Part(BaseModel):
+    """A part of the document: what readers rely on; further keys of the same version are let through."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class _Samples(_Part):
+    ids: list[str]
+    labels: list[int]
+
+
+class _Coverage(_Part):
+    mac_ops: int
+    int8_mac_ops: int
+    ratio: float
+
+
+class _Artifact(_Part):
+    path: str
+    format: str
+    scheme: Literal["float32", "int8"]
+    size_bytes: int
+    coverage: _Coverage
+
+
+class _Interval(_Part):
+    value: float
+    low: float
+    high: float
+
+
+class _Accuracy(_Interval):
+    samples: int
+    predictions: list[int]
+
+
+class _Parity(_Part):
+    agreement: float
+    within_2_lsb: float
+    flips: int
+
+
+class _Latency(_Part):
+    label: str
+    evidence: Evidence
+    p10_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    samples_ms: list[list[float]]
+    runtime: dict[str, Any]
+
+
+class _Ratio(_Part):
+    base: str
+    head: str
+    ratio: float
+    low: float
+    high: float
+
+
+class _Target(_Part):
+    target: str
+    title: str
+    evidence: Evidence
+    artifact: _Artifact
+    baseline: _Artifact
+    accuracy: _Accuracy
+    baseline_accuracy: _Accuracy
+    drop: _Interval
+    parity: _Parity
+    latency: _Latency
+    baseline_latency: _Latency
+    other_float: list[_Latency]
+    ratio: _Ratio
+
+
+class _Check(_Part):
+    name: str
+    target: str
+    outcome: Outcome
+    detail: str
+
+
+class _Verdict(_Part):
+    outcome: Outcome
+    reference: str
+    checks: list[_Check]
+    notes: list[str]
+
+
+class _Stage(_Part):
+    name: str
+    seconds: float
+    config: dict[str, Any]
+    results: dict[str, Any]
+
+
+class _Report(_Part):
+    """Version 1 of the document, as far as `table`, the page and the gate read it."""
+
+    name: str
+    created: str
+    recipe: dict[str, Any]
+    recipe_hash: str
+    data: dict[str, Any]
+    about_model: dict[str, Any] = Field(alias="model")
+    samples: _Samples
+    stages: list[_Stage]
+    targets: list[_Target]
+    verdict: _Verdict
+    host: dict[str, Any]
+    versions: dict[str, str]
+    notes: list[str]

@@ -1,0 +1,126 @@
+"""Target profiles: what a device and its runtime want. Flat TOML, schema 1 (DESIGN: section 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgeft import extras, resources, schema
+from edgeft.errors import ConfigError
+from edgeft.schema import Strict
+from edgeft.types import Evidence, Format
+
+
+class Runtime(Strict):
+    """The runtime that executes the file."""
+
+    name: Literal["onnxruntime", "openvino", "litert"]
+    requires: list[str]
+    """Importable modules that export and measurement need."""
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=1)] = 1
+    options: dict[str, str] = {}
+    """Passed to the runtime as they are."""
+    float_options: list[dict[str, str]] = []
+    """Further settings under which the float baseline is timed; the fastest of all counts."""
+
+
+class Export(Strict):
+    """The exported file."""
+
+    format: Format
+    static_shapes: bool = True
+    batch: Annotated[int, Field(ge=1)] = 1
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """Layout of the image input in the file."""
+    io_dtype: Literal["float32", "int8", "uint8"] = "float32"
+    opset: Annotated[int, Field(ge=18)] = 18
+    """ONNX operator set, where the format is or passes through ONNX."""
+
+
+class Precision(Strict):
+    """Integer numerics that the device's kernels take. Targets that agree here share one Q/DQ program."""
+
+    scheme: Literal["int8"] = "int8"
+    weight_bits: Literal[8] = 8
+    activation_bits: Literal[8] = 8
+    granularity: Literal["per-channel"] = "per-channel"
+    activations: Literal["int8", "uint8"] = "int8"
+    """How the file stores activations; the real values are the same (zero point shifted by 128)."""
+    numeric_reference: str = "qdq-program"
+
+
+class PruneLimits(Strict):
+    """Channel counts that the device's kernels are fast at."""
+
+    channel_multiple: Annotated[int, Field(ge=1)] = 8
+    min_channels: Annotated[int, Field(ge=1)] = 8
+
+
+class Ops(Strict):
+    """Operators that the device cannot run."""
+
+    deny: list[str] = []
+    max_fallback_ops: Annotated[int, Field(ge=0)] = 0
+
+
+class Memory(Strict):
+    """Memory of the device in bytes; absent where it does not matter."""
+
+    ram: int | None = None
+    flash: int | None = None
+
+
+class LatencyBudget(Strict):
+    """A latency that the device must meet."""
+
+    budget_ms: float | None = None
+    statistic: Literal["p50", "p90", "p99"] = "p50"
+
+
+class TargetProfile(Strict):
+    """One deployment target."""
+
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    id: str
+    title: str
+    kind: Literal["cpu", "gpu", "npu", "mcu"]
+    evidence: Evidence
+    isa_floor: list[str] = []
+    """CPU flags without which the int8 kernels lose accuracy or speed (any one of them suffices)."""
+    runtime: Runtime
+    export: Export
+    precision: Precision = Precision()
+    prune: PruneLimits = PruneLimits()
+    ops: Ops = Ops()
+    memory: Memory = Memory()
+    latency: LatencyBudget = LatencyBudget()
+
+
+def load(value: str, base: Path | None = None) -> TargetProfile:
+    """Read a target by shipped name or path (relative to `base`). Raises `ConfigError`."""
+    path = resources.find("targets", value, base)
+    profile = schema.read(path, TargetProfile)
+    if profile.id != path.stem:
+        raise ConfigError(
+            f"{path}: id is {profile.id!r}, the file is named {path.stem!r}", "make the two equal"
+        )
+    return profile
+
+
+def require_packages(profile: TargetProfile) -> None:
+    """Raise `MissingDependencyError` with the pip line if a package of the profile is absent."""
+    for module in profile.runtime.requires:
+        extras.require(module, f"target {profile.id}")
+
+
+def common_prune_limits(profiles: Sequence[TargetProfile]) -> PruneLimits:
+    """Return limits that suit every target: the least common channel multiple and the largest minimum."""
+    return PruneLimits(
+        channel_multiple=math.lcm(*(p.prune.channel_multiple for p in profiles)),
+        min_channels=max(p.prune.min_channels for p in profiles),
+    )

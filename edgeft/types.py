@@ -1,0 +1,367 @@
+"""The vocabulary: frozen records that flow between the stages, and the protocols they meet each other by.
+
+Nothing here imports torch at run time, so that a board or a CI job without torch can read every record.
+Shapes are (N, C, H, W); times are in milliseconds, sizes in bytes, MACs are multiply-accumulates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+Split = Literal["train", "val", "test"]
+Evidence = Literal["measured", "executed", "estimated", "simulated", "hardware"]
+Format = Literal["onnx", "openvino", "tflite"]
+Scheme = Literal["none", "int8"]
+
+
+class Progress(Protocol):
+    """How long work reports that it is alive; the CLI draws it, everyone else may ignore it."""
+
+    def __call__(self, message: str, *, done: int = 0, total: int = 0) -> None:
+        """Report `message`; with `total` > 0, `done` of `total` units are finished."""
+
+
+def silent(message: str, *, done: int = 0, total: int = 0) -> None:
+    """Ignore progress: the default `Progress`."""
+
+
+class TrainingPhases(Protocol):
+    """What a network wants done when training and evaluation take turns.
+
+    An exported graph has to be switched by its own `train()`/`eval()`, and its observers may only run in
+    training; the training loop calls these two at every change of phase and nothing else.
+    """
+
+    def enter_training(self, epoch: int) -> None:
+        """Prepare for training steps of `epoch` (0-based)."""
+
+    def enter_evaluation(self) -> None:
+        """Prepare for forward passes that must not change anything."""
+
+
+class Samples(Protocol):
+    """One split of a data set: decoded pixels, labels and content identities, in a fixed order."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Content hash of every sample (64 hex digits of SHA-256); the key of paired comparisons."""
+
+    @property
+    def labels(self) -> IntArray:
+        """Class indices, shape (N,), into the data set's sorted class names."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Pixels:
+        """Return sample `index` uncropped, shorter side at `preprocessing.resize`: (H, W, C) uint8."""
+
+    def pixels(self, index: int) -> Pixels:
+        """Return sample `index` as the model sees it before normalisation: (size, size, C) uint8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """A data set, split; `calibration` is drawn from `train` only and by the calibration recipe."""
+
+    train: Samples
+    val: Samples
+    test: Samples
+    classes: tuple[str, ...]
+    fingerprint: str
+    skipped: tuple[str, ...] = ()
+    """Files left out because they could not be read (`task.bad_samples = "skip"`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What one stage did: its effective config, seed, time and versions. Lands in the report."""
+
+    name: str
+    config: Mapping[str, Any]
+    seed: int
+    seconds: float
+    versions: Mapping[str, str]
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord:
+    """One epoch of training: mean training loss, and loss and accuracy (0..1) on the validation split."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatModel:
+    """A float network with what it needs to be used: preprocessing, labels and the way it came about.
+
+    `module` maps (N, C, H, W) float32 to logits (N, len(labels)) and is in evaluation mode.
+    """
+
+    module: torch.nn.Module
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    history: tuple[StepRecord, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one input, (C, H, W)."""
+        return self.preprocessing.input_shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationQuant:
+    """Affine per-tensor quantization of one activation, in the contract's int8 numbers.
+
+    Real value = (q - zero_point) * scale with q in [-128, 127]; the scale is float32-valued.
+    """
+
+    name: str
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantLayer:
+    """One integer MAC layer (convolution or linear) of the Q/DQ program.
+
+    Args:
+        name: Dotted module path where torch.export kept one, else the graph node's name.
+        op: The ATen op, e.g. ``conv2d`` or ``linear``.
+        weight: int8 in [-127, 127], PyTorch layout: (O, I/groups, kH, kW) or (O, I).
+        weight_scale: float32, shape (O,).
+        bias: int32 at scale ``input.scale * weight_scale``, shape (O,), or None.
+        input: Quantization of the layer's activation input.
+        output: Quantization where the fused group ends, or None if that group ends in float.
+    """
+
+    name: str
+    op: str
+    weight: npt.NDArray[np.int8]
+    weight_scale: FloatArray
+    bias: npt.NDArray[np.int32] | None
+    input: ActivationQuant
+    output: ActivationQuant | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantModel:
+    """The Q/DQ program: the one numeric truth that every exported file is compared with.
+
+    `program` is a torch.export graph module with explicit quantize/dequantize ops, (N, C, H, W) float32 in,
+    logits (N, K) float32 out; its batch dimension is dynamic. `layers` and `activations` are what an exporter
+    must find again in its own file; `float_ops` names the MAC ops that were left in float; the scale of `output`
+    (the logits; None if they are float) is "one LSB" in parity results. A float network has no layers here.
+    """
+
+    program: torch.fx.GraphModule
+    layers: tuple[QuantLayer, ...]
+    activations: tuple[ActivationQuant, ...]
+    float_ops: tuple[str, ...]
+    output: ActivationQuant | None
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    history: tuple[StepRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantCoverage:
+    """How many MAC ops of an exported file are int8, and which are not, by name."""
+
+    mac_ops: int
+    int8_mac_ops: int
+    float_ops: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Share of MAC ops in int8, 0..1; 1 for a file without MAC ops."""
+        return self.int8_mac_ops / self.mac_ops if self.mac_ops else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """An input or output of an exported file.
+
+    `layout` is ``nchw``, ``nhwc`` or ``nk``. An integer tensor carries the scale and zero point that turn real
+    values into it: q = round(x / scale) + zero_point, clipped to the dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int8", "uint8"]
+    layout: Literal["nchw", "nhwc", "nk"]
+    scale: float = 0.0
+    zero_point: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedArtifact:
+    """A model file for one runtime, checked against the program it came from.
+
+    `files` lists everything that belongs to it (OpenVINO: .xml and .bin), `path` the one to open;
+    `sha256` maps file names to digests. `scheme` is ``float32`` or ``int8``.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    format: Format
+    scheme: Literal["float32", "int8"]
+    sha256: Mapping[str, str]
+    size_bytes: int
+    coverage: QuantCoverage
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    deviations: tuple[str, ...] = ()
+    """Quantizers of the program that this file leaves out, inside the target's fused groups."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyResult:
+    """Top-1 accuracy with everything a paired comparison needs later.
+
+    `predictions` (N,) are argmax class indices, `ids` the samples' content hashes in the same order.
+    `low` and `high` are the two-sided 95 % Wilson score bounds.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    predictions: IntArray
+    labels: IntArray
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityResult:
+    """Agreement of an exported file with the Q/DQ program (or the float model) over the test set.
+
+    One LSB is the program's output scale. A flip counts as `confident_flips` if the reference's margin between
+    its two best logits is above two LSB. `within_2_lsb` is the share of single logits at most two LSB apart.
+    """
+
+    samples: int
+    agreement: float
+    flips: int
+    confident_flips: int
+    lsb: float
+    max_lsb: float
+    mean_lsb: float
+    within_2_lsb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeReport:
+    """What the runtime said of itself and of the compiled file.
+
+    `mac_precision` counts MAC ops by the precision that the runtime executes them in, e.g. {"int8": 52}.
+    `partitions` is the number of delegate partitions where the runtime has such a thing, else 1.
+    """
+
+    runtime: str
+    version: str
+    device: str
+    mac_precision: Mapping[str, int]
+    partitions: int = 1
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyResult:
+    """Latency of one file on one runtime from fresh worker processes; raw samples are kept.
+
+    `samples_ms` holds one tuple per process; `load_ms` and `first_ms` one value per process.
+    """
+
+    label: str
+    evidence: Evidence
+    threads: int
+    samples_ms: tuple[tuple[float, ...], ...]
+    load_ms: tuple[float, ...]
+    first_ms: tuple[float, ...]
+    peak_rss_bytes: int
+    runtime: RuntimeReport
+
+    def percentile(self, q: float) -> float:
+        """Return percentile `q` (0..100) over all steady runs of all processes, in ms."""
+        return float(np.percentile(np.concatenate([np.asarray(s) for s in self.samples_ms]), q))
+
+    @property
+    def p50_ms(self) -> float:
+        """Median steady latency in ms."""
+        return self.percentile(50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioResult:
+    """Latency of `head` over `base` with a 95 % bootstrap interval over process pairs (below 1 is faster)."""
+
+    base: str
+    head: str
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetResult:
+    """Everything that was found out about one target; what the report and the verdict are made of."""
+
+    target: str
+    artifact: ExportedArtifact
+    baseline: ExportedArtifact
+    """The unpruned float model in the same format."""
+    accuracy: AccuracyResult
+    baseline_accuracy: AccuracyResult
+    parity: ParityResult
+    latency: LatencyResult
+    baseline_latency: LatencyResult
+    """Of the fastest float setting of this runtime."""
+    other_float: tuple[LatencyResult, ...]
+    """The runtime's other float settings, e.g. f32 where bf16 is its default."""
+    ratio: RatioResult
+    other_ratios: tuple[RatioResult, ...] = ()
+
+
+Outcome = Literal["pass", "fail", "inconclusive", "no baseline"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of a verdict."""
+
+    name: str
+    target: str
+    outcome: Outcome
+    detail: str
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The gate's decision: fail if any check fails, else inconclusive if any is, else pass."""
+
+    outcome: Outcome
+    reference: str
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,341 @@
+"""The report: complete and versioned JSON, a self-contained page, and one table for both."""
+
+import dataclasses
+import html
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeft import reporting, target
+from edgeft.errors import ConfigError, VerificationError, WorkspaceError
+from edgeft.measure.statistics import tango_interval, wilson_interval
+from edgeft.reporting.document import plain
+from edgeft.types import (
+    AccuracyResult,
+    Check,
+    EpochRecord,
+    ExportedArtifact,
+    LatencyResult,
+    ParityResult,
+    QuantCoverage,
+    RatioResult,
+    RuntimeReport,
+    StepRecord,
+    TargetResult,
+    TensorSpec,
+    Verdict,
+)
+
+SAMPLES = 431
+IDS = tuple(f"{i:064x}" for i in range(SAMPLES))
+TRUTH = np.arange(SAMPLES) % 6
+
+
+def _accuracy(wrong: set[int]) -> AccuracyResult:
+    predictions = np.array([(t + 1) % 6 if i in wrong else t for i, t in enumerate(TRUTH)])
+    right = SAMPLES - len(wrong)
+    low, high = wilson_interval(right, SAMPLES)
+    return AccuracyResult(
+        accuracy=right / SAMPLES, low=low, high=high, predictions=predictions, labels=TRUTH, ids=IDS
+    )
+
+
+def _latency(label: str, center: float, precision: str, evidence: str = "measured") -> LatencyResult:
+    noise = np.random.default_rng(round(1000 * center)).gamma(2.0, center / 60, (6, 40)) + center
+    return LatencyResult(
+        label=label,
+        evidence=evidence,
+        threads=1,
+        samples_ms=tuple(tuple(row) for row in noise.tolist()),
+        load_ms=(31.2, 30.8, 33.0, 30.9, 31.0, 35.5),
+        first_ms=(2.2 * center,) * 6,
+        peak_rss_bytes=91_234_304,
+        runtime=RuntimeReport(
+            runtime="onnxruntime", version="1.31.1", device="CPU", mac_precision={precision: 52, "float32": 1}
+        ),
+    )
+
+
+def _artifact(scheme: str, size: int) -> ExportedArtifact:
+    return ExportedArtifact(
+        path=Path("/build/model.onnx"),
+        files=(Path("/build/model.onnx"),),
+        format="onnx",
+        scheme=scheme,
+        sha256={"model.onnx": "ab" * 32},
+        size_bytes=size,
+        coverage=QuantCoverage(mac_ops=53, int8_mac_ops=53 if scheme == "int8" else 0),
+        inputs=(TensorSpec(name="input", shape=(-1, 3, 160, 160), dtype="float32", layout="nchw"),),
+        outputs=(TensorSpec(name="logits", shape=(-1, 6), dtype="float32", layout="nk"),),
+        deviations=(),
+    )
+
+
+def _target(name: str, base_ms: float, ms: float, evidence: str = "measured") -> TargetResult:
+    base = _accuracy(set(range(40)))
+    # Five that only the float file gets right, three that only the final one does.
+    head = _accuracy(set(range(3, 45)))
+    return TargetResult(
+        target=name,
+        artifact=_artifact("int8", 1_312_345),
+        baseline=_artifact("float32", 8_912_345),
+        accuracy=head,
+        baseline_accuracy=base,
+        parity=ParityResult(
+            samples=SAMPLES,
+            agreement=430 / SAMPLES,
+            flips=1,
+            confident_flips=0,
+            lsb=0.07,
+            max_lsb=2.0,
+            mean_lsb=0.031,
+            within_2_lsb=0.9996,
+        ),
+        latency=_latency("int8", ms, "int8", evidence),
+        baseline_latency=_latency("float32", base_ms, "float32", evidence),
+        other_float=(_latency("float32 (INFERENCE_PRECISION_HINT=f32)", base_ms * 1.4, "float32", evidence),),
+        ratio=RatioResult(base="float32", head="int8", ratio=ms / base_ms, low=0.28, high=0.33, pairs=6),
+    )
+
+
+def _report(targets: list[TargetResult] | None = None, **changes) -> dict:
+    if targets is None:
+        targets = [
+            _target("cpu-onnxruntime", 8.2, 2.5),
+            _target("cpu-openvino", 5.1, 2.2),
+            _target("cpu-litert", 9.4, 3.1),
+        ]
+    epochs = [
+        EpochRecord(
+            epoch=e,
+            train_loss=1.0 / (e + 1),
+            val_loss=1.1 / (e + 1),
+            val_accuracy=0.9 - 0.5 / (e + 1),
+            learning_rate=1e-3,
+            seconds=12.0,
+        )
+        for e in range(12)
+    ]
+    stages = [
+        StepRecord(
+            name=name,
+            config={"epochs": 12, "optimizer": "adamw", "learning_rate": 1e-3, "budget": {"macs": 0.6}},
+            seed=0,
+            seconds=seconds,
+            versions={"torch": "2.13.0"},
+            results={"epochs": epochs, "best": Path("x")},
+        )
+        for name, seconds in (("finetune", 401.5), ("prune", 233.1), ("quantize", 180.2))
+    ]
+    checks = [
+        Check(name=name, target=t.target, outcome=outcome, detail=detail, values={"margin": 0.04})
+        for t in targets
+        for name, outcome, detail in (
+            ("accuracy", "pass", "drop +0.5 points, upper bound 2.1 is below the margin of 4.0"),
+            ("size", "pass", "1,312,345 of 8,912,345 bytes (0.15, at most 1)"),
+            ("coverage", "pass", "53 of 53 MAC ops in int8"),
+        )
+    ]
+    settings = {
+        "name": "trashnet",
+        "recipe": {"schema": 1, "name": "trashnet", "targets": [t.target for t in targets]},
+        "recipe_hash": "3f" * 32,
+        "data": {
+            "source": "data/trashnet",
+            "classes": ("cardboard", "glass", "metal", "paper", "plastic", "trash"),
+            "counts": {"train": 1768, "val": 328, "test": 431},
+            "skipped": (),
+            "fingerprint": "9a" * 32,
+        },
+        "model": {
+            "source": "torchvision:mobilenet_v2",
+            "macs": {"before": 158_000_000, "after": 79_100_000},
+            "params": {"before": 2_231_558, "after": 1_174_002},
+            "float_accuracy": {"val": 0.912, "test": 0.907},
+        },
+        "stages": stages,
+        "targets": targets,
+        "profiles": {t.target: target.load("cpu-onnxruntime") for t in targets},
+        "verdict": Verdict(
+            outcome="pass",
+            reference="the fine-tuned float model",
+            checks=tuple(checks),
+            notes=("431 samples certify 4.0 points",),
+        ),
+        "host": {"cpu": "Example CPU", "cores": 2, "governor": None, "flags": ["avx512_vnni"]},
+        "versions": {"edgeft": "0.1.0", "onnxruntime": "1.31.1"},
+        "notes": ["trained anew: paired tests do not see the variance between seeds"],
+    }
+    return reporting.build(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return _report()
+
+
+def test_written_and_read_back_it_is_the_same(report: dict, tmp_path: Path):
+    path = reporting.write_json(report, tmp_path / "runs" / "report.json")
+    assert reporting.read_json(path) == report
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+    text = path.read_text()
+    assert not re.search(r"^\s*[-\d.]+,?$", text, flags=re.MULTILINE), "flat arrays belong on one line"
+
+
+def test_brackets_inside_texts_survive_the_layout(tmp_path: Path):
+    note = 'a [ b,  c ] "\n  d" ] [\n x'
+    report = _report(notes=[note])
+    assert reporting.read_json(reporting.write_json(report, tmp_path / "r.json"))["notes"] == [note]
+
+
+def test_nothing_that_a_paired_comparison_needs_is_lost(report: dict):
+    result = _target("cpu-onnxruntime", 8.2, 2.5)
+    entry = report["targets"][0]
+    assert report["samples"] == {"ids": list(IDS), "labels": TRUTH.tolist()}
+    assert entry["accuracy"]["predictions"] == result.accuracy.predictions.tolist()
+    np.testing.assert_allclose(entry["latency"]["samples_ms"], result.latency.samples_ms, atol=1e-6)
+    assert entry["drop"]["lost"] == 5 and entry["drop"]["gained"] == 3
+    assert entry["drop"]["value"] == pytest.approx(2 / SAMPLES)
+    assert (entry["drop"]["low"], entry["drop"]["high"]) == tango_interval(5, 3, SAMPLES)
+    assert entry["latency"]["p50_ms"] == result.latency.p50_ms
+    assert entry["latency"]["runs"] == 240 and entry["latency"]["processes"] == 6
+    assert report["stages"][0]["results"]["epochs"][11]["val_accuracy"] == pytest.approx(0.9 - 0.5 / 12)
+    assert "/build" not in json.dumps(report), "a report tells no paths of the machine that made it"
+
+
+def test_results_on_other_samples_are_refused():
+    first, second = _target("a", 2.0, 1.0), _target("b", 2.0, 1.0)
+    other = dataclasses.replace(second.accuracy, ids=(*IDS[:-1], "f" * 64))
+    with pytest.raises(VerificationError, match="target b: evaluated on other samples"):
+        _report([first, dataclasses.replace(second, accuracy=other)])
+
+
+def test_plain_knows_what_it_can_store():
+    value = {"a": np.float32(0.5), 2: (np.arange(2), {"y", "x"}), "p": Path("q"), "bad": float("nan")}
+    assert plain(value) == {"a": 0.5, "2": [[0, 1], ["x", "y"]], "p": "q", "bad": None}
+    with pytest.raises(TypeError, match="cannot store a object"):
+        plain({"x": object()})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "other"}, "not a report of edgeft"),
+        ({"version": 2}, "report version 2, this edgeft reads 1"),
+        ({"targets": [{"target": "x"}]}, r"targets\.0\.artifact: Field required"),
+        ({"verdict": {"outcome": "maybe"}}, r"verdict\.outcome"),
+    ],
+)
+def test_reading_anything_else_is_a_clear_error(report: dict, tmp_path: Path, change: dict, message: str):
+    (tmp_path / "r.json").write_text(json.dumps({**report, **change}))
+    with pytest.raises(ConfigError, match=message):
+        reporting.read_json(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_reading_what_is_not_a_json_report_is_a_clear_error(tmp_path: Path, content: bytes):
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"r\.json"):
+        reporting.read_json(tmp_path / "r.json")
+    with pytest.raises(ConfigError, match="no such file"):
+        reporting.read_json(tmp_path / "absent.json")
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(report: dict, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkspaceError, match="cannot be written"):
+        reporting.write_json(report, tmp_path / "file" / "r.json")
+
+
+def test_table_shows_the_figures_of_the_report(report: dict):
+    rows = reporting.table(report)
+    assert [list(row) for row in rows] == [list(reporting.headings(report))] * 3
+    low, high = tango_interval(5, 3, SAMPLES)
+    assert rows[0]["target"] == "cpu-onnxruntime"
+    assert rows[0]["float_accuracy"] == "90.7 %" and rows[0]["accuracy"] == "90.3 %"
+    assert rows[0]["drop"] == f"+0.5 [\N{MINUS SIGN}{-100 * low:.1f}, +{100 * high:.1f}]"
+    assert rows[0]["float_ms"].endswith("(float32)") and float(rows[0]["ms"]) == pytest.approx(2.57, abs=0.05)
+    assert rows[0]["ratio"] == "0.30 [0.28, 0.33]"
+    assert (rows[0]["float_kb"], rows[0]["kb"]) == ("8,912", "1,312")
+    assert (
+        rows[0]["coverage"] == "100.0 %" and rows[0]["agreement"] == "99.8 %" and rows[0]["verdict"] == "pass"
+    )
+
+
+def test_a_share_below_one_is_never_shown_as_all(report: dict):
+    changed = json.loads(json.dumps(report))
+    changed["targets"][0]["parity"]["agreement"] = 0.9999
+    assert reporting.table(changed)[0]["agreement"] == "99.9 %"
+
+
+def test_a_target_fails_by_its_own_checks_only():
+    checks = (
+        Check(name="accuracy", target="a", outcome="pass", detail=""),
+        Check(name="size", target="a", outcome="fail", detail=""),
+        Check(name="accuracy", target="b", outcome="inconclusive", detail=""),
+        Check(name="size", target="b", outcome="pass", detail=""),
+    )
+    targets = [_target(name, 2.0, 1.0) for name in ("a", "b", "c")]
+    rows = reporting.table(_report(targets, verdict=Verdict(outcome="fail", reference="x", checks=checks)))
+    assert [row["verdict"] for row in rows] == ["fail", "inconclusive", "not checked"]
+
+
+def test_latency_that_no_clock_measured_is_marked():
+    report = _report([_target("npu", 20.0, 5.0, "estimated")])
+    row = reporting.table(report)[0]
+    assert "(estimated)" in row["ms"] and "(estimated)" in row["float_ms"]
+
+
+def _text(page: str) -> str:
+    body = re.sub(r"<(style|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def test_page_is_self_contained_and_shows_every_figure(report: dict, tmp_path: Path):
+    page = reporting.write_html(report, tmp_path / "report.html").read_text()
+    assert not re.search(r"https?:|<script|<link|\bsrc=|@import|url\((?!#)", page)
+    text = _text(page)
+    for row in reporting.table(report):
+        for value in row.values():
+            assert value in text
+    for check in report["verdict"]["checks"]:
+        assert check["detail"] in text
+    for expected in (
+        "431 samples certify",
+        "variance between seeds",
+        "verify.py",
+        "3f3f3f3f3f3f",
+    ):
+        assert expected in text
+    assert page.count("<figure>") == 1 and "currentColor" in page and "#010203" not in page
+
+
+def test_page_from_a_stored_report_is_the_same(report: dict, tmp_path: Path):
+    stored = reporting.read_json(reporting.write_json(report, tmp_path / "r.json"))
+    first = reporting.write_html(report, tmp_path / "a.html").read_text()
+    assert reporting.write_html(stored, tmp_path / "b.html").read_text() == first
+
+
+def test_page_escapes_names(tmp_path: Path):
+    evil = "<script>alert(1)</script>"
+    report = _report([_target(evil, 2.0, 1.0)], notes=[evil], data={"classes": [evil]})
+    page = reporting.write_html(report, tmp_path / "r.html").read_text()
+    assert evil not in page and html.escape(evil) in page
+
+
+def test_kinds_of_evidence_never_share_a_figure(tmp_path: Path):
+    report = _report([_target("cpu", 2.0, 1.0), _target("npu", 2.0, 1.0, "estimated")])
+    page = reporting.write_html(report, tmp_path / "r.html").read_text()
+    figures = re.findall(r"<figure>.*?</figure>", page, flags=re.DOTALL)
+    assert len(figures) == 2
+    assert ">cpu<" in figures[0] and ">npu<" not in figures[0] and ">npu<" in figures[1]
+
+
+@pytest.mark.parametrize("outcome", ["fail", "inconclusive", "no baseline"])
+def test_page_of_every_outcome(tmp_path: Path, outcome: str):
+    report = _report(verdict=Verdict(outcome=outcome, reference="x", checks=()), stages=[], notes=[])
+    page = reporting.write_html(report, tmp_path / "r.html").read_text()
+    assert outcome in _text(page) and "No checks were made" in page

@@ -81,10 +81,10 @@ def declare_torchvision_ops() -> None:
     if _declared or not (is_installed("torchvision") and is_installed("torch")):
         return
     torch: ModuleType = importlib.import_module("torch")
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for name, schema in (
-        ("nms", "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
-        ("qnms", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     ):
         try:
             library.define(schema)

@@ -47,7 +47,8 @@ def decode(kind: type[T], value: Any, root: Path) -> T:
         decoded: T = _decode(kind, value, root)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorkspaceError(
-            f"a stored {kind.__name__} cannot be read: {error!r}", "remove the workspace's stages and run again"
+            f"a stored {kind.__name__} cannot be read: {error!r}",
+            "remove the workspace's stages and run again",
         ) from error
     return decoded
 

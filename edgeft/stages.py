@@ -278,11 +278,9 @@ def benchmark(
 
 def predict_program(program: torch.nn.Module, inputs: FloatArray, *, batch_size: int = 32) -> FloatArray:
     """Return the logits (N, K) of a graph in evaluation mode for inputs (N, C, H, W)."""
-    logits = []
+    batches = np.array_split(inputs, -(-len(inputs) // batch_size))
     with torch.inference_mode():
-        for start in range(0, len(inputs), batch_size):
-            logits.append(program(torch.from_numpy(inputs[start : start + batch_size])).numpy())
-    return np.concatenate(logits).astype(np.float32)
+        return np.concatenate([program(torch.from_numpy(batch)).numpy() for batch in batches])
 
 
 def _take(batches: Iterable[Any], count: int) -> Iterator[torch.Tensor]:

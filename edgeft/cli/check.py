@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +23,11 @@ def check(
     from edgeft import pipeline  # after the quick look: this takes longer
 
     findings = pipeline.check(loaded, base=recipe.parent)
-    failed = any(finding.level == "error" for finding in findings)
+    errors = [finding.error for finding in findings if finding.error]
     if as_json:
-        print(json.dumps({"ok": not failed, "findings": [dataclasses.asdict(f) for f in findings]}, indent=2))
+        records = [{"level": f.level, "topic": f.topic, "text": f.text, "hint": f.hint} for f in findings]
+        print(json.dumps({"ok": not errors, "findings": records}, indent=2))
     else:
         console.print_findings([(f.level, f.topic, f.text, f.hint) for f in findings])
-    return ExitCode.USAGE if failed else ExitCode.OK
+    # The code of the first error, as `edgeft run` would end with it.
+    return errors[0].exit_code if errors else ExitCode.OK

@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         code = ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place: whatever was not foreseen is an internal error
-        code = _report(error, as_json=as_json)
+        # An interrupt inside an extension module's import comes out as ImportError("initialization failed").
+        code = ExitCode.INTERRUPTED if interrupt.received else _report(error, as_json=as_json)
     try:
         if code == ExitCode.INTERRUPTED:
             _print_error("Interrupted", _INTERRUPTED, "", code, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Exporters: a program in, a checked file out. One module per format; none of them chooses another's way out."""
+"""Exporters: a program in, a checked file out. One module per format, and no silent way from one to another."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ def export(
         inputs=(image,),
         outputs=(logits,),
     )
+
+
+def warm_up(profile: TargetProfile) -> None:
+    """Start a converter that takes seconds to import, where the format has one, and return at once."""
+    if profile.export.format == "tflite":
+        from edgeft.exporters import tflite
+
+        tflite.converter()

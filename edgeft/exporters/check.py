@@ -26,6 +26,8 @@ class FileLayer:
         bias: int32 (O,) or None.
         input_scale: Scale of the activation input.
         input_zero_point: Zero point of the activation input in int8 numbers.
+        weight_zero_points: Of the weights; all 0 in the contract.
+        bias_scale: float32, (O,) or (1,), where the file stores one; None if it follows from the two scales.
     """
 
     name: str
@@ -34,6 +36,8 @@ class FileLayer:
     bias: npt.NDArray[np.int32] | None
     input_scale: float
     input_zero_point: int
+    weight_zero_points: npt.NDArray[np.generic]
+    bias_scale: FloatArray | None = None
 
 
 def check_layers(
@@ -54,7 +58,7 @@ def check_layers(
         file: Name for messages.
 
     Raises:
-        ExportError: A layer is missing or doubled, or one of its integers or scales differs.
+        ExportError: A layer is missing, doubled or in float, or one of its integers or scales differs.
     """
     found: dict[bytes, list[FileLayer]] = defaultdict(list)
     for layer in layers:
@@ -68,8 +72,11 @@ def check_layers(
             )
         if match is not None:
             candidates.remove(match)
-        elif len(layers) + len(float_ops) >= len(model.layers) + len(model.float_ops) and not float_ops:
-            raise ExportError(f"{file}: no layer holds the integer weights of {expected.name!r}", _DEFECT)
+        else:
+            in_float = f"; in float there: {', '.join(float_ops)}" if float_ops else ""
+            raise ExportError(
+                f"{file}: no integer layer holds the weights of {expected.name!r}{in_float}", _DEFECT
+            )
     strangers = [layer.name for rest in found.values() for layer in rest]
     if strangers:
         raise ExportError(
@@ -87,6 +94,8 @@ def _key(weight: npt.NDArray[np.int8]) -> bytes:
 
 def _difference(expected: QuantLayer, layer: FileLayer) -> str | None:
     """Return what differs between a program's layer and a file's, or None."""
+    if layer.weight_zero_points.any():
+        return "weights have a zero point other than 0"
     scale = np.broadcast_to(layer.weight_scale, expected.weight_scale.shape)
     if not np.array_equal(scale, expected.weight_scale):
         return "weight scales differ"
@@ -102,14 +111,49 @@ def _difference(expected: QuantLayer, layer: FileLayer) -> str | None:
     if off.any():
         channel = int(np.argmax(off))
         return f"bias of channel {channel} is {int(got[channel])}, the program has {int(wanted[channel])}"
+    if layer.bias_scale is not None and got.any():
+        # litert-torch was seen to store channel 0's scale for all channels where all biases are equal.
+        product = np.float32(layer.input_scale) * scale
+        if not np.allclose(np.broadcast_to(layer.bias_scale, product.shape), product, rtol=2.0**-20, atol=0):
+            return "bias scales are not the input scale times the weight scales"
     return None
 
 
 def _check_activations(model: QuantModel, activations: Sequence[tuple[float, int]], file: str) -> None:
-    known = {(np.float32(a.scale), a.zero_point) for a in model.activations}
-    for scale, zero_point in activations:
-        if (np.float32(scale), zero_point) not in known:
+    """Require that file and program quantize to the same set of (scale, zero point)."""
+    constants = _constant_nodes(model)  # stored as integers: no quantizer of theirs is in a file
+    known = {
+        (float(np.float32(a.scale)), a.zero_point): a.name
+        for a in model.activations
+        if a.name not in constants
+    }
+    allowed = {(float(np.float32(a.scale)), a.zero_point) for a in model.activations}
+    found = {(float(np.float32(scale)), zero_point) for scale, zero_point in activations}
+    strange = "".join(
+        f"; scale {scale!r} with zero point {zero} there is not the program's"
+        for scale, zero in found - allowed
+    )
+    for (scale, zero_point), name in known.items():
+        if (scale, zero_point) not in found:
+            makers = [
+                layer.name
+                for layer in model.layers
+                if layer.output
+                and (float(np.float32(layer.output.scale)), layer.output.zero_point) == (scale, zero_point)
+            ]
+            of = f", the output of layer {makers[0]!r}" if makers else ""
             raise ExportError(
-                f"{file}: an activation has scale {scale!r} and zero point {zero_point}, which the program does not know",
+                f"{file}: no activation has scale {scale!r} and zero point {zero_point} of {name!r}{of}{strange}",
                 _DEFECT,
             )
+    if strange:
+        raise ExportError(f"{file}: an activation is quantized otherwise{strange}", _DEFECT)
+
+
+def _constant_nodes(model: QuantModel) -> set[str]:
+    """Return the names of the program's nodes that do not depend on its input."""
+    constants: set[str] = set()
+    for node in model.program.graph.nodes:
+        if node.op != "placeholder" and all(source.name in constants for source in node.all_input_nodes):
+            constants.add(node.name)
+    return constants

@@ -8,6 +8,7 @@ import json
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,6 +39,7 @@ def write(
     graph = OnnxGraph(proto)
     if model.layers:
         onnx_rewrite.fold_weights(graph)
+        onnx_rewrite.fold_transposes(graph)
         onnx_rewrite.shift_activations(graph, unsigned=profile.precision.activations == "uint8")
         onnx_rewrite.quantize_biases(graph, model)
         onnx_rewrite.drop_clamps(graph)
@@ -117,7 +119,8 @@ def check(model: QuantModel, path: Path) -> QuantCoverage:
             layers.append(layer)
     activations = []
     for node in graph.nodes:
-        if node.op_type == "QuantizeLinear":
+        dequantizes = node.op_type == "DequantizeLinear" and not graph.is_constant(node.input[0])
+        if node.op_type == "QuantizeLinear" or dequantizes:
             scale, zero = graph.value(node.input[1]), graph.value(node.input[2])
             activations.append((float(scale), _signed(zero)))
     if not model.layers:
@@ -130,16 +133,15 @@ def _read_layer(graph: OnnxGraph, node: onnx.NodeProto) -> FileLayer | None:
     weight = graph.producer(node.input[1])
     if data is None or weight is None or {data.op_type, weight.op_type} != {"DequantizeLinear"}:
         return None
+    if not graph.is_constant(weight.input[0]):
+        return None  # two activations multiplied
     integers = graph.value(weight.input[0])
     scales = np.atleast_1d(graph.value(weight.input[1]))
     if node.op_type == "MatMul":
         integers = integers.T
-    bias = None
-    if len(node.input) > 2 and node.input[2]:
-        source = graph.producer(node.input[2])
-        if source is None or source.op_type != "DequantizeLinear":
-            raise ExportError(f"{node.name}: its bias is not an int32 initializer")
-        bias = graph.value(source.input[0])
+    bias, bias_scale = _read_bias(graph, node)
+    if bias is None and node.op_type == "MatMul":
+        bias = _read_added_bias(graph, node, np.float32(graph.value(data.input[1])) * scales)
     return FileLayer(
         name=node.name,
         weight=integers,
@@ -147,7 +149,32 @@ def _read_layer(graph: OnnxGraph, node: onnx.NodeProto) -> FileLayer | None:
         bias=bias,
         input_scale=float(graph.value(data.input[1])),
         input_zero_point=_signed(graph.value(data.input[2])),
+        weight_zero_points=graph.value(weight.input[2]),
+        bias_scale=bias_scale,
     )
+
+
+def _read_bias(graph: OnnxGraph, node: onnx.NodeProto) -> tuple[Any, Any]:
+    """Return the int32 bias and its scales as they are stored, or None and None."""
+    if len(node.input) < 3 or not node.input[2]:
+        return None, None
+    source = graph.producer(node.input[2])
+    if source is None or source.op_type != "DequantizeLinear":
+        raise ExportError(f"{node.name}: its bias is not an int32 initializer")
+    if graph.value(source.input[2]).any():
+        raise ExportError(f"{node.name}: its bias has a zero point")
+    return graph.value(source.input[0]), np.atleast_1d(graph.value(source.input[1]))
+
+
+def _read_added_bias(graph: OnnxGraph, node: onnx.NodeProto, scale: Any) -> Any:
+    """Return the bias of a linear layer on more than two dimensions: a constant added in float, on its grid."""
+    for reader in graph.users()[node.output[0]]:
+        constants = [name for name in reader.input if graph.is_constant(name)]
+        if reader.op_type == "Add" and constants:
+            value = graph.value(constants[0]).astype(np.float64)
+            if value.ndim == 1:
+                return np.rint(value / scale.astype(np.float64)).astype(np.int32)
+    return None
 
 
 def _signed(zero_point: np.ndarray) -> int:  # type: ignore[type-arg]

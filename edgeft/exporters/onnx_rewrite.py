@@ -64,6 +64,14 @@ class OnnxGraph:
             self.model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
+    def replace(self, node: onnx.NodeProto, replacement: onnx.NodeProto) -> None:
+        """Put another node with the same outputs in a node's place."""
+        nodes = self.model.graph.node
+        index = list(nodes).index(node)
+        nodes.remove(node)
+        nodes.insert(index, replacement)
+        self._producers |= dict.fromkeys(replacement.output, nodes[index])
+
     def remove(self, node: onnx.NodeProto) -> None:
         """Remove a node."""
         self.model.graph.node.remove(node)
@@ -92,6 +100,26 @@ def fold_weights(graph: OnnxGraph) -> None:
             values, low, high = (graph.value(name) for name in node.input)
             graph.remove(node)
             graph.add_constant(node.output[0], np.clip(values, low, high).astype(values.dtype))
+
+
+def fold_transposes(graph: OnnxGraph) -> None:
+    """Turn int8 weight -> DequantizeLinear -> Transpose, before a MatMul, into a transposed initializer."""
+    for node in graph.nodes:
+        dequantize = graph.producer(node.input[0]) if node.op_type == "Transpose" else None
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        name = dequantize.input[0]
+        if not graph.is_constant(name) or graph.value(name).ndim != 2:
+            continue
+        stored = graph.add_constant(f"{name}_transposed", np.ascontiguousarray(graph.value(name).T))
+        replacement = onnx.helper.make_node(
+            "DequantizeLinear",
+            [stored, *dequantize.input[1:]],
+            list(node.output),
+            name=f"{node.name}_dequantize",
+            axis=1 - attribute(dequantize, "axis", 1),
+        )
+        graph.replace(node, replacement)
 
 
 def shift_activations(graph: OnnxGraph, *, unsigned: bool) -> None:
@@ -126,7 +154,9 @@ def quantize_biases(graph: OnnxGraph, model: QuantModel) -> None:
         name = node.input[2]
         # Equal weights may stand in two layers with different biases: the integers come from this node's own.
         scale = np.float32(graph.value(data.input[1])) * np.asarray(graph.value(weight.input[1]), np.float32)
+        index = list(graph.model.graph.node).index(node)
         values = np.rint(graph.value(name).astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+        name = f"{name}_{index}"  # a layer that is called twice has one bias, at two input scales
         dequantize = onnx.helper.make_node(
             "DequantizeLinear",
             [
@@ -138,7 +168,6 @@ def quantize_biases(graph: OnnxGraph, model: QuantModel) -> None:
             name=f"{name}_dequantize",
             axis=0,
         )
-        index = list(graph.model.graph.node).index(node)
         graph.model.graph.node.insert(index, dequantize)
         node.input[2] = dequantize.output[0]
 

@@ -14,7 +14,7 @@ from edgeft.errors import ExportError
 from edgeft.exporters import onnx
 from edgeft.exporters.check import FileLayer, check_layers
 from edgeft.target import TargetProfile
-from edgeft.types import QuantCoverage, QuantModel, TensorSpec
+from edgeft.types import FloatArray, QuantCoverage, QuantModel, TensorSpec
 
 _MAC_TYPES = (
     "Convolution",
@@ -23,6 +23,8 @@ _MAC_TYPES = (
     "ConvolutionBackpropData",
     "GroupConvolutionBackpropData",
 )
+# What the frontend raises; these have no common base but Exception.
+_FAILURES = ("GeneralFailure", "NotImplementedFailure", "OpConversionFailure", "OpValidationFailure")
 # Nodes between a stored constant and the op that reads it.
 _TRANSPARENT = ("Convert", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
 
@@ -32,6 +34,7 @@ def write(
 ) -> tuple[QuantCoverage, TensorSpec, TensorSpec]:
     """Write `model` as `path` (.xml) and its .bin, and check them. Returns and raises as `exporters.onnx.write`."""
     ov = extras.load("openvino", f"target {profile.id}")
+    failures = extras.load("openvino.frontend", f"target {profile.id}")
     source = path.with_suffix(".source.onnx")
     _, image, logits = onnx.write(model, profile, source)
     try:
@@ -41,9 +44,9 @@ def write(
         converted.set_rt_info(json.dumps(model.preprocessing.to_dict()), ["edgeft", "preprocess"])
         # The default would store float weights in half precision, which a "float32" file must not do.
         ov.save_model(converted, str(path), compress_to_fp16=False)
-    except RuntimeError as error:
+    except (RuntimeError, *(getattr(failures, name) for name in _FAILURES)) as error:
         raise ExportError(
-            f"OpenVINO cannot convert the model: {str(error).strip().splitlines()[0]}"
+            f"OpenVINO cannot convert the model: {' '.join(str(error).split())}"
         ) from error
     finally:
         source.unlink(missing_ok=True)
@@ -111,29 +114,43 @@ def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
     if op.get_type_name() == "MatMul" and not op.get_attributes()["transpose_b"]:
         integers = integers.T
     scale, zero_point = ranges.find(data)
+    weight_scale = _constant(weight.input_value(1).get_node()).reshape(-1).astype(np.float32)
+    bias, bias_scale = _read_bias(op, np.float32(scale) * weight_scale)
     return FileLayer(
         name=op.get_friendly_name(),
         weight=integers,
-        weight_scale=_constant(weight.input_value(1).get_node()).reshape(-1).astype(np.float32),
-        bias=_read_bias(op),
+        weight_scale=weight_scale,
+        bias=bias,
         input_scale=scale,
         input_zero_point=zero_point,
+        weight_zero_points=np.zeros(1),  # a Subtract would stand there, and the op count as float
+        bias_scale=bias_scale,
     )
 
 
-def _read_bias(op: Any) -> npt.NDArray[np.int32] | None:
-    """Return the int32 constant that is added to the op's result, if there is one."""
+def _read_bias(op: Any, scale: FloatArray) -> tuple[Any, Any]:
+    """Return the integers of the constant that is added to the op's result, and their scales as stored.
+
+    The bias of a linear layer on more than two dimensions is a float constant, on the grid of `scale`.
+    """
     for reader in op.output(0).get_target_inputs():
         add = reader.get_node()
         if add.get_type_name() != "Add":
             continue
         for index in (0, 1):
-            node = add.input_value(index).get_node()
+            node, stored = add.input_value(index).get_node(), None
             while node.get_type_name() in ("Multiply", *_TRANSPARENT):
+                if node.get_type_name() == "Multiply":
+                    stored = _constant(node.input_value(1).get_node()).reshape(-1).astype(np.float32)
                 node = node.input_value(0).get_node()
-            if node.get_type_name() == "Constant" and node.get_element_type().to_dtype() == np.int32:
-                return np.asarray(node.get_data(), dtype=np.int32).reshape(-1)
-    return None
+            if node.get_type_name() != "Constant":
+                continue
+            values = np.asarray(node.get_data()).reshape(-1)
+            if values.dtype == np.int32:
+                return values, stored
+            if op.get_type_name() == "MatMul" and values.size == scale.size and stored is None:
+                return np.rint(values / scale.astype(np.float64)).astype(np.int32), None
+    return None, None
 
 
 def _constant(node: Any) -> npt.NDArray[Any]:

@@ -115,6 +115,8 @@ class _File:
         source, kernel = self._tensors[inputs[data]], self._tensors[inputs[weight]]
         if source["dtype"] is not np.int8 or kernel["dtype"] is not np.int8:
             return None
+        if inputs[weight] not in self._constants:
+            return None  # two activations multiplied
         values = self._interpreter.get_tensor(inputs[weight])
         if op["op_name"] == "DEPTHWISE_CONV_2D":  # (1, kH, kW, O) -> (O, 1, kH, kW)
             values = values.transpose(3, 0, 1, 2)
@@ -125,29 +127,16 @@ class _File:
         return FileLayer(
             name=f"{op['op_name']}_{index}",
             weight=values,
-            weight_scale=np.asarray(kernel["quantization_parameters"]["scales"], np.float32),
-            bias=self._bias(inputs[2], scale, kernel) if has_bias else None,
+            weight_scale=self._scales(inputs[weight]),
+            bias=self._interpreter.get_tensor(inputs[2]) if has_bias else None,
             input_scale=scale,
             input_zero_point=zero_point,
+            weight_zero_points=np.asarray(kernel["quantization_parameters"]["zero_points"]),
+            bias_scale=self._scales(inputs[2]) if has_bias else None,
         )
 
-    def _bias(self, index: int, input_scale: float, kernel: dict[str, Any]) -> Any:
-        """Return a bias on the grid s_x * s_w, refusing one that the file scales otherwise.
-
-        litert-torch was seen to store channel 0's scale for all channels where all biases are equal.
-        """
-        integers = self._interpreter.get_tensor(index)
-        stored = np.asarray(self._tensors[index]["quantization_parameters"]["scales"], np.float32)
-        wanted = np.float32(input_scale) * np.asarray(kernel["quantization_parameters"]["scales"], np.float32)
-        if (
-            not np.allclose(np.broadcast_to(stored, wanted.shape), wanted, rtol=2.0**-20, atol=0)
-            and integers.any()
-        ):
-            raise ExportError(
-                f"bias tensor {self._tensors[index]['name']!r}: its scales are not input scale times weight scales",
-                "a known defect of the converter for layers whose biases are all equal; change one bias slightly",
-            )
-        return integers
+    def _scales(self, index: int) -> Any:
+        return np.asarray(self._tensors[index]["quantization_parameters"]["scales"], np.float32)
 
 
 def _qparams(tensor: dict[str, Any]) -> tuple[float, int]:

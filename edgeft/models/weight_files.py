@@ -17,6 +17,7 @@ from edgeft.errors import ModelError
 Tensors = dict[str, torch.Tensor]
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
+_COPY_AGAIN = "copy or download the file again"
 # What torch's unpickler stumbles over in a damaged file.
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, struct.error)
 
@@ -45,7 +46,10 @@ def read(path: Path) -> Tensors:
     if path.suffix not in _SUFFIXES:
         raise ModelError(f"model.weights: {path} is no weights file; allowed are {', '.join(_SUFFIXES)}")
     if not path.is_file():
-        raise ModelError(f"model.weights: {path} does not exist")
+        raise ModelError(
+            f"model.weights: {path} does not exist",
+            "give a file; its path is relative to the recipe's folder",
+        )
     if path.suffix == ".safetensors":
         extras.require("safetensors", "model.weights")
         from safetensors import SafetensorError
@@ -54,12 +58,14 @@ def read(path: Path) -> Tensors:
         try:
             loaded: Tensors = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"model.weights: {path} is not a whole safetensors file ({error})") from error
+            raise ModelError(
+                f"model.weights: {path} is not a whole safetensors file ({error})", _COPY_AGAIN
+            ) from error
         return loaded
     with path.open("rb") as file:
         # torch.save writes a zip archive, before 1.6 a pickle of protocol 2.
         if file.read(4)[:2] not in (b"PK", b"\x80\x02"):
-            raise ModelError(f"model.weights: {path} is no PyTorch file, whatever its name says")
+            raise ModelError(f"model.weights: {path} is no PyTorch file, whatever its name says", _COPY_AGAIN)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -69,7 +75,7 @@ def read(path: Path) -> Tensors:
         ) from error
     except _BROKEN as error:
         reason = str(error).partition("\n")[0]
-        raise ModelError(f"model.weights: {path} cannot be read ({reason})") from error
+        raise ModelError(f"model.weights: {path} cannot be read ({reason})", _COPY_AGAIN) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):

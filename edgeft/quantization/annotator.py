@@ -30,8 +30,13 @@ FLOAT_MACS = {
     aten.matmul.default,
     aten.bmm.default,
     aten.mm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
     aten.einsum.default,
+    aten.conv1d.padding,  # an even kernel's padding="same"; the others are spelled out at capture
+    aten.conv2d.padding,
     aten.conv3d.default,
+    aten.conv3d.padding,
     aten.conv_transpose1d.default,
     aten.conv_transpose2d.input,
     aten.scaled_dot_product_attention.default,
@@ -64,6 +69,15 @@ MOVES = {
 }
 # Averages live in a narrower range than their inputs: a scale of their own.
 AVERAGES = {aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
+# Outputs whose range is known beforehand: scale 1/256 and zero point -128, or 1/128 and 0. LiteRT's kernels take
+# no other.
+FIXED_RANGES = {
+    aten.sigmoid.default: (0.0, 255 / 256),
+    aten.sigmoid_.default: (0.0, 255 / 256),
+    aten.softmax.int: (0.0, 255 / 256),
+    aten.tanh.default: (-1.0, 127 / 128),
+    aten.tanh_.default: (-1.0, 127 / 128),
+}
 # Do nothing outside training.
 IDENTITIES = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default}
 
@@ -107,9 +121,7 @@ def _annotate_node(node: Node) -> None:
         _annotate_group(node, {node.args[0]: _ACTIVATION, node.args[1]: _WEIGHT})
     elif node.target in ADDS and all(_is_float(arg) for arg in node.args[:2]):
         _annotate_group(node, dict.fromkeys(node.args[:2], _ACTIVATION))
-    elif node.target in AVERAGES:
-        _mark(node, {node.args[0]: _ACTIVATION}, _ACTIVATION)
-    elif node.target in CLAMPS and not is_group_tail(node):
+    elif node.target in AVERAGES or (node.target in CLAMPS and not is_group_tail(node)):
         _mark(node, {node.args[0]: _ACTIVATION}, _ACTIVATION)
     elif node.target in MOVES | IDENTITIES and _is_float(node.args[0]):
         source = node.args[0]
@@ -117,7 +129,7 @@ def _annotate_node(node: Node) -> None:
     elif node.target in CONCATS:
         parts: Any = node.args[0]
         shared = SharedQuantizationSpec((parts[0], node))
-        _mark(node, {part: shared for part in parts} | {parts[0]: _ACTIVATION}, shared)
+        _mark(node, dict.fromkeys(parts, shared) | {parts[0]: _ACTIVATION}, shared)
 
 
 def _annotate_group(head: Node, inputs: dict[Any, QuantizationSpec]) -> None:

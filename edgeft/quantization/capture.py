@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,11 @@ _BATCH_NORMS = {
     torch.ops.aten.batch_norm.default,
     torch.ops.aten._native_batch_norm_legit_no_training.default,
 }
+# Convolutions that name their padding: the same op with numbers.
+_PADDING_BY_NAME = {
+    torch.ops.aten.conv1d.padding: torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.padding: torch.ops.aten.conv2d.default,
+}
 
 
 def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
@@ -37,7 +43,8 @@ def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
         ModelError: torch.export cannot capture the network, or a weight is not finite.
     """
     module = copy.deepcopy(module).eval()
-    _check_finite(module.named_parameters())
+    statistics = (b for b in module.named_buffers() if b[0].endswith(("running_mean", "running_var")))
+    _check_finite([*module.named_parameters(), *statistics])
     # A batch of one would be specialised: torch.export treats sizes 0 and 1 as constants.
     batch = example[:1].expand(2, *example.shape[1:]).contiguous()
     try:
@@ -48,15 +55,18 @@ def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"torch.export cannot capture {type(module).__name__}: {first}",
-            "the forward pass must not branch on tensor values; see torch.export's notes on data-dependent control flow",
+            "forward() must not branch on tensor values; see torch.export's notes on data-dependent control flow",
         ) from error
     graph: GraphModule = exported.module(check_guards=False)
+    _check_dynamic_batch(graph, module)
+    _spell_out_padding(graph)
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     allow_exported_model_train_eval(graph)
     graph.eval()
+    _check_same_function(module, graph, batch)
     return graph
 
 
@@ -109,3 +119,59 @@ def _check_finite(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
             raise ModelError(
                 f"weight {name!r} holds NaN or infinite values", "retrain, or load other weights"
             )
+
+
+def _check_dynamic_batch(graph: GraphModule, module: nn.Module) -> None:
+    source = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    if isinstance(source.meta["val"].shape[0], int):
+        raise ModelError(
+            f"{type(module).__name__} works for one batch size only",
+            "take the batch size from the input's shape instead of writing it into a reshape",
+        )
+
+
+def _spell_out_padding(graph: GraphModule) -> None:
+    """Turn padding="same" and "valid" into numbers, where both sides get the same.
+
+    torch.export keeps the words in an op of its own, which would leave these convolutions in float.
+    """
+    for node in graph.graph.nodes:
+        if node.target not in _PADDING_BY_NAME:
+            continue
+        value, weight, bias, stride, padding, dilation, groups = _convolution_arguments(node)
+        extra = [d * (k - 1) for d, k in zip(dilation, weight.meta["val"].shape[2:], strict=True)]
+        if padding == "valid":
+            extra = [0] * len(extra)
+        if any(total % 2 for total in extra):
+            continue  # an even kernel pads one side more: stays a float MAC op, by name
+        node.target = _PADDING_BY_NAME[node.target]
+        node.args = (value, weight, bias, stride, [total // 2 for total in extra], dilation, groups)
+        node.kwargs = {}
+
+
+def _convolution_arguments(node: Node) -> tuple[Any, ...]:
+    """Return a convolution's seven arguments with the defaults and single numbers written out."""
+    given: list[Any] = [*node.args, *[None] * 7][:7]
+    dimensions = len(node.args[1].meta["val"].shape) - 2  # type: ignore[union-attr]
+    for index, default in ((3, 1), (4, "valid"), (5, 1), (6, 1)):
+        given[index] = default if given[index] is None else given[index]
+    for index in (3, 5):
+        numbers = list(given[index]) if isinstance(given[index], list | tuple) else [given[index]]
+        given[index] = numbers * (dimensions // len(numbers))
+    return tuple(given)
+
+
+def _check_same_function(module: nn.Module, graph: GraphModule, batch: torch.Tensor) -> None:
+    """Require that folding kept the function.
+
+    A layer that is called twice with two batch norms behind it would have both folded into the one weight.
+    """
+    inputs = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, got = module(inputs), graph(inputs)
+    if not torch.allclose(got, expected, rtol=0, atol=1e-3 * float(expected.abs().amax()) + 1e-6):
+        raise ModelError(
+            f"folding the batch norms of {type(module).__name__} changed its outputs by up to "
+            f"{float((got - expected).abs().amax()):.3g}",
+            "a layer that is called twice cannot have a different batch norm after each call: give it two weights",
+        )

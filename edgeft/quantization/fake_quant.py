@@ -23,6 +23,8 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
     group have seen. A site behind an op that keeps values as they are (max-pool, reshape) does not observe.
 
     Attributes:
+        observes: Whether this site takes part in finding its group's range at all.
+        fixed: Whether the range is known beforehand (a sigmoid's output).
         observing: Whether forward passes move the range.
         enabled: Whether values are rounded; off while a float network is calibrated.
         momentum: Weight of a new batch in the moving average of extremes; 1.0 keeps the overall extremes.
@@ -44,6 +46,7 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
         self.register_buffer("high", torch.tensor([float("-inf")]))
         self.observing = False
         self.observes = True
+        self.fixed = False
         self.enabled = True
         self.momentum = 1.0
         # A tuple hides the peers from the module registry: they are their own sites' children already.
@@ -53,6 +56,12 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
     def share_range(self, group: tuple[ActivationFakeQuant, ...]) -> None:
         """Make the observing sites of `group` decide this site's range."""
         self._group = group
+
+    def fix_range(self, low: float, high: float) -> None:
+        """Give the site a range that its values cannot leave; it is not observed."""
+        self.low.fill_(low)
+        self.high.fill_(high)
+        self.fixed = True
 
     def observe(self, x: torch.Tensor) -> None:
         """Move the range by the extremes of `x`, any shape."""
@@ -64,7 +73,7 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
             self.low.lerp_(low, self.momentum)
             self.high.lerp_(high, self.momentum)
 
-    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale (1,) float32 and zero point (1,) int32 of the group's range.
 
         Raises:
@@ -89,7 +98,7 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x` rounded to the site's grid (same shape)."""
-        if self.observing and self.observes:
+        if self.observing and self.observes and not self.fixed:
             self.observe(x)
         if not self.enabled:
             return x
@@ -112,7 +121,7 @@ class WeightFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
         self.enabled = True
         self._frozen: torch.Tensor | None = None
 
-    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the frozen scale (O,) and zeros (O,). Raises `QuantizationError` before `freeze`."""
         if self._frozen is None:
             raise QuantizationError("a weight's scale was read before it was frozen")

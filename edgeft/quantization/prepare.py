@@ -11,7 +11,7 @@ from torchao.quantization.pt2e import allow_exported_model_train_eval
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgeft.calibration import CalibrationRecipe
-from edgeft.quantization.annotator import KEEPS_RANGE, FusedGroupAnnotator
+from edgeft.quantization.annotator import FIXED_RANGES, KEEPS_RANGE, FusedGroupAnnotator
 from edgeft.quantization.capture import capture, check_no_batch_norm
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from edgeft.types import FloatModel, Progress, silent
@@ -64,12 +64,14 @@ def calibrate(
         graph: From `prepare`.
         batches: Model inputs (N, C, H, W), drawn from the training split only.
         recipe: Which statistic of the extremes to keep.
+        progress: Told about every batch.
     """
     momentum = 1.0 if recipe.observer == "minmax" else _CALIBRATION_MOMENTUM
     sites = activation_sites(graph)
     graph.eval()
-    for fake_quant in [*sites, *weight_sites(graph)]:
-        fake_quant.enabled = False
+    quantizers: list[ActivationFakeQuant | WeightFakeQuant] = [*sites, *weight_sites(graph)]
+    for quantizer in quantizers:
+        quantizer.enabled = False
     for site in sites:
         site.observing, site.momentum = True, momentum
     with torch.inference_mode():
@@ -78,8 +80,8 @@ def calibrate(
             progress(f"calibrating, batch {index + 1}")
     for site in sites:
         site.observing = False
-    for fake_quant in [*sites, *weight_sites(graph)]:
-        fake_quant.enabled = True
+    for quantizer in quantizers:
+        quantizer.enabled = True
 
 
 class QatPhases:
@@ -131,6 +133,9 @@ def _separate_sites(graph: GraphModule) -> None:
         for node in nodes:
             site = ActivationFakeQuant()
             site.observes = not _keeps_range(node.args[0])
+            known = [bounds for op, bounds in FIXED_RANGES.items() if node.all_input_nodes[0].target is op]
+            if known:
+                site.fix_range(*known[0])
             graph.set_submodule(str(node.target), site)
             group.append(site)
         for site in group:

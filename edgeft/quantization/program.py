@@ -45,7 +45,7 @@ def convert(graph: GraphModule, source: FloatModel, check: torch.Tensor) -> Quan
         QuantizationError: A range is not finite, or program and graph differ.
     """
     graph = copy.deepcopy(graph)
-    _relink_groups(graph)
+    _check_groups(graph)
     graph.eval()
     freeze(graph)
     # One channel fits both memory layouts, and torch picks kernels (whose sums round differently) by the strides:
@@ -59,8 +59,9 @@ def convert(graph: GraphModule, source: FloatModel, check: torch.Tensor) -> Quan
     with torch.inference_mode():
         got = program(check)
     if not torch.equal(expected, got):
+        difference = float((got - expected).abs().max())
         raise QuantizationError(
-            f"the Q/DQ program differs from the trained fake-quant graph by up to {float((got - expected).abs().max()):.3g}",
+            f"the Q/DQ program differs from the trained fake-quant graph by up to {difference:.3g}",
             "this is a defect of edgeft: please report it with the model's source",
         )
     return read_back(program, source)
@@ -164,14 +165,15 @@ def _read_layer(program: GraphModule, node: Node) -> QuantLayer:
     weight = _tensor(program, weight_quantize.args[0]).detach().numpy()
     bias_node = node.args[2] if len(node.args) > 2 else None
     bias = _tensor(program, bias_node).detach().numpy() if isinstance(bias_node, Node) else None
-    scale = float(np.float32(source.args[1]))
+    source_range = _activation(source)
+    scale = source_range.scale
     return QuantLayer(
         name=module_path(node),
         op=str(node.target).split(".")[1],
         weight=contract.quantize_weight(weight, scales),
         weight_scale=scales,
         bias=None if bias is None else contract.quantize_bias(bias, scale, scales),
-        input=_activation(source),
+        input=source_range,
         output=_group_output(node),
     )
 
@@ -197,7 +199,7 @@ def _activation(node: Node) -> ActivationQuant:
     return ActivationQuant(name=node.name, scale=float(np.float32(scale)), zero_point=int(zero_point))
 
 
-def _relink_groups(graph: GraphModule) -> None:
+def _check_groups(graph: GraphModule) -> None:
     """Check that a deep copy kept its sites' groups inside the copy (a shared range must not leak outside)."""
     sites = set(activation_sites(graph))
     if any(peer not in sites for site in sites for peer in site._group):

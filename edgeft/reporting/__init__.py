@@ -10,4 +10,14 @@ from edgeft.reporting.page import write_html
 from edgeft.reporting.rows import headings, table
 from edgeft.reporting.storage import read_json, write_json
 
-__all__ = ["SCHEMA", "VERSION", "build", "headings", "plain", "read_json", "table", "write_html", "write_json"]
+__all__ = [
+    "SCHEMA",
+    "VERSION",
+    "build",
+    "headings",
+    "plain",
+    "read_json",
+    "table",
+    "write_html",
+    "write_json",
+]

@@ -15,7 +15,8 @@ import pytest
 
 import edgeft
 from edgeft.cli.main import main
-from edgeft.errors import BudgetError, MissingDependencyError
+from edgeft.errors import BudgetError, MissingDependencyError, ModelError
+from edgeft.pipeline import Finding
 from edgeft.types import Verdict
 
 OPTIONS = ["run", "--data", "pictures/my data", "--model", "builtin:x", "--target", "a", "--target", "b"]
@@ -159,22 +160,16 @@ def test_signals_end_with_130(number, ending, tmp_path):
 
 
 def test_check_shows_findings_and_fails_on_an_error(pipeline, tmp_path, capsys):
-    from dataclasses import dataclass
-
-    @dataclass
-    class Finding:
-        level: str
-        topic: str
-        text: str
-        hint: str = ""
-
     text = 'targets = ["cpu-litert"]\ntask = { data = "d" }\nmodel = { source = "builtin:x" }\n'
     (tmp_path / "r.toml").write_text(text)
-    findings = [Finding("ok", "targets", "one"), Finding("warning", "data", "few [12]", "get more")]
+    findings = [
+        Finding(level="ok", topic="targets", text="one"),
+        Finding(level="warning", topic="data", text="few [12]", hint="get more"),
+    ]
     pipeline.check = lambda recipe, *, base: findings
     assert main(["check", "r.toml"]) == 0
     output = capsys.readouterr().out
     assert "few [12]" in output and "-> get more" in output
-    findings.append(Finding("error", "model", "none"))
+    findings.append(Finding(level="error", topic="model", text="none", error=ModelError("none")))
     assert main(["check", "r.toml", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["ok"] is False

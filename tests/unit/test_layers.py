@@ -22,7 +22,7 @@ LAYERS = (
     ("measure",),
     ("package", "reporting", "gating"),
     ("workspace", "records"),
-    ("stages", "preflight", "evaluation", "conclusion"),
+    ("stages",),
     ("pipeline",),
     ("__init__",),
     ("cli",),
@@ -42,7 +42,7 @@ WITHOUT_TORCH = (
     "target",
     "recipe",
 )
-WITH_TORCH = {"models", "training", "pruning", "quantization", "exporters", "pipeline", "stages", "preflight"}
+WITH_TORCH = {"models", "training", "pruning", "quantization", "exporters", "pipeline", "stages"}
 HEAVY = {
     "torch", "torchao", "torchvision", "lightning", "torchmetrics", "timm", "sklearn", "safetensors",
     "torch_pruning", "litert_torch", "onnxscript",

@@ -146,5 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WorkspaceError(f"{path} cannot be read: {error}", "run `edgeft clean --all` and start again") from error
+        raise WorkspaceError(
+            f"{path} cannot be read: {error}", "run `edgeft clean --all` and start again"
+        ) from error
     return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,36 +33,34 @@ def check(recipe: Recipe, *, base: Path) -> list[Finding]:
         base: Folder that its paths are relative to.
     """
     findings: list[Finding] = []
-    for topic, look in (
-        ("targets", _targets),
-        ("model", _model),
-        ("data", _data),
-        ("calibration", _calibration),
-        ("gate", _gate),
-    ):
-        findings += _guarded(topic, look, recipe, base)
+    for name in recipe.targets:
+        findings += _guarded("targets", partial(_target, name, base))
+    findings += _guarded("data", lambda: _data(recipe, base))
+    if any(finding.topic == "data" and finding.error for finding in findings):
+        return findings  # everything else depends on the numbers of classes and samples
+    found = data.scan(recipe.task, base)
+    counts = _expected_counts(recipe, found)
+    findings += _guarded("model", lambda: _model(recipe, base, len(found.classes)))
+    findings += _guarded("calibration", lambda: _calibration(recipe, base, counts["train"]))
+    findings += _guarded("gate", lambda: _gate(recipe, counts["test"]))
     return findings
 
 
-def _guarded(
-    topic: str, look: Callable[[Recipe, Path], Iterator[Finding]], recipe: Recipe, base: Path
-) -> Iterator[Finding]:
+def _guarded(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield from look(recipe, base)
+        yield from look()
     except EdgeftError as error:
         yield Finding(level="error", topic=topic, text=error.message, hint=error.hint, error=error)
 
 
-def _targets(recipe: Recipe, base: Path) -> Iterator[Finding]:
-    for name in recipe.targets:
-        profile = target.load(name, base)
-        target.require_packages(profile)
-        check_isa_floor(profile)
-        yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
+def _target(name: str, base: Path) -> Iterator[Finding]:
+    profile = target.load(name, base)
+    target.require_packages(profile)
+    check_isa_floor(profile)
+    yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
 
 
-def _model(recipe: Recipe, base: Path) -> Iterator[Finding]:
-    classes = len(data.scan(recipe.task, base).classes)
+def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:
     method = recipe.finetune.method if recipe.finetune else "none"
     built = models.build(
         recipe.model,
@@ -90,11 +89,10 @@ def _data(recipe: Recipe, base: Path) -> Iterator[Finding]:
         )
 
 
-def _calibration(recipe: Recipe, base: Path) -> Iterator[Finding]:
+def _calibration(recipe: Recipe, base: Path, available: int) -> Iterator[Finding]:
     if recipe.quantize is None or recipe.quantize.scheme == "none":
         return
     wanted = calibration.load(recipe.quantize.calibration, base)
-    available = _expected_counts(recipe, base)["train"]
     if wanted.samples > available:
         raise DataError(
             f"calibration recipe {wanted.id!r} asks for {wanted.samples} samples, the training split has about "
@@ -104,11 +102,12 @@ def _calibration(recipe: Recipe, base: Path) -> Iterator[Finding]:
     yield Finding(level="ok", topic="calibration", text=f"{wanted.id}: {wanted.title}")
 
 
-def _gate(recipe: Recipe, base: Path) -> Iterator[Finding]:
-    samples = _expected_counts(recipe, base)["test"]
+def _gate(recipe: Recipe, samples: int) -> Iterator[Finding]:
     margin = gating.accuracy_margin(recipe.gate, samples)
     certifiable = statistics.certifiable_margin(samples)
-    text = f"{samples} test samples certify a drop of {certifiable:.1%} (at 2 % discordant pairs, 4 times in 5)"
+    text = (
+        f"{samples} test samples certify a drop of {certifiable:.1%} (at 2 % discordant pairs, 4 times in 5)"
+    )
     if certifiable > margin:
         needed = statistics.samples_needed(margin)
         yield Finding(
@@ -121,9 +120,9 @@ def _gate(recipe: Recipe, base: Path) -> Iterator[Finding]:
         yield Finding(level="ok", topic="gate", text=f"{text}; the margin is {margin:.1%}")
 
 
-def _expected_counts(recipe: Recipe, base: Path) -> dict[str, int]:
+def _expected_counts(recipe: Recipe, found: data.Scan) -> dict[str, int]:
     """Return how many samples each split will have, up to rounding within the classes."""
-    counts = {name: sum(c.values()) for name, c in data.scan(recipe.task, base).counts.items()}
+    counts = {name: sum(c.values()) for name, c in found.counts.items()}
     rest = counts.pop("all", 0) or counts.get("train", 0)
     test = counts.get("test", round(rest * recipe.task.test_fraction))
     val = counts.get("val", round(rest * recipe.task.val_fraction))

@@ -69,7 +69,9 @@ def measure_target(
     float_logits = _predict(baseline, profile, inputs)
     settings: list[dict[str, str]] = [{}, *profile.runtime.float_options]
     variants = [
-        Variant(label="float " + " ".join(options.values()), artifact=baseline, profile=profile, options=options)
+        Variant(
+            label="float " + " ".join(options.values()), artifact=baseline, profile=profile, options=options
+        )
         if options
         else Variant(label="float", artifact=baseline, profile=profile)
         for options in settings

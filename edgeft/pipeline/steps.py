@@ -1,0 +1,271 @@
+"""The stages as steps of a run: what each reads (its key), what it does, what it leaves in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgeft
+from edgeft import calibration, data, extras, measure, records, target
+from edgeft.pipeline import evaluation
+from edgeft.pipeline.inputs import RunInputs
+from edgeft.pipeline.walk import CHECKPOINT, Outcome, Walk, write_json
+from edgeft.types import FloatModel, StepRecord
+
+_GOLDEN_SAMPLES = 8
+
+
+def load_data(run: RunInputs, walk: Walk) -> None:
+    """Decode, identify and split the data; leaves the split as manifest.json."""
+    recipe = run.recipe
+    inputs = {
+        "task": recipe.task.model_dump(mode="json"),
+        "preprocessing": run.preprocessing.to_dict(),
+        "seed": recipe.seed,
+        "listing": data.scan(recipe.task, run.base).listing,
+        "versions": _versions("pillow", "sklearn", "numpy"),
+    }
+
+    def work(folder: Path) -> Outcome:
+        splits = data.load(
+            recipe.task, run.preprocessing, base=run.base, seed=recipe.seed, progress=walk.tell
+        )
+        run.splits = splits
+        manifest = data.to_manifest(splits)
+        write_json(folder / "manifest.json", manifest)
+        counts = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
+        results = {
+            "classes": list(splits.classes),
+            "counts": counts,
+            "skipped": list(splits.skipped),
+            "fingerprint": splits.fingerprint,
+            "leaks": list(manifest["leaks"]),
+        }
+        for name in manifest["leaks"]:
+            walk.progress.note(f"test sample {name} is also among the training or validation samples")
+        skipped = f", {len(splits.skipped)} skipped" if splits.skipped else ""
+        text = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return results, f"{len(splits.classes)} classes, {text}{skipped}"
+
+    walk.ensure("data", inputs, work)
+
+
+def finetune(run: RunInputs, walk: Walk) -> None:
+    """Carry the pretrained network over to the data's classes; leaves model.safetensors."""
+    config = run.finetune
+    inputs = {
+        "config": config.model_dump(mode="json"),
+        "source": run.recipe.model.source,
+        "preprocessing": run.preprocessing.to_dict(),
+        "weights": run.weights_digest,
+        "data": run.data_facts["fingerprint"],
+        "seed": run.recipe.seed,
+        "versions": _versions("torch", "lightning", "timm", "torchvision"),
+    }
+
+    def work(folder: Path) -> Outcome:
+        from edgeft import pruning, stages
+
+        built = run.build()
+        tuned = stages.finetune(
+            FloatModel(module=built.module, preprocessing=run.preprocessing, labels=run.splits.classes),
+            run.training_batches(config),
+            run.plain_batches(run.splits.val),
+            config,
+            head="" if config.method == "retrain" else built.head,
+            seed=run.recipe.seed,
+            checkpoint=folder / CHECKPOINT,
+            progress=walk.tell,
+        )
+        run.finetuned = tuned
+        results = _save(
+            tuned,
+            folder,
+            tensors_loaded=len(built.account.loaded),
+            tensors_fresh=len(built.account.fresh),
+            macs=pruning.count_macs(tuned.module, _example(tuned)),
+        )
+        return results, f"validation accuracy {tuned.history[-1].results['val_accuracy']:.2%}"
+
+    walk.ensure("finetune", inputs, work)
+
+
+def prune(run: RunInputs, walk: Walk) -> None:
+    """Cut channels to the budget and recover; leaves model.safetensors."""
+    config = run.recipe.prune
+    if config is None:
+        return
+    limits = target.common_prune_limits(run.profiles)
+    inputs = {
+        "config": config.model_dump(mode="json"),
+        "limits": limits.model_dump(mode="json"),
+        "upstream": walk.keys["finetune"],
+        "versions": _versions("torch_pruning"),
+    }
+
+    def work(folder: Path) -> Outcome:
+        from edgeft import stages
+
+        run.pruned = stages.prune(
+            run.finetuned,
+            run.training_batches(config),
+            run.plain_batches(run.splits.val),
+            config,
+            limits=limits,
+            seed=run.recipe.seed,
+            checkpoint=folder / CHECKPOINT,
+            progress=walk.tell,
+        )
+        results = run.pruned.history[-1].results
+        plan = results["plan"]
+        return _save(run.pruned, folder), (
+            f"{plan['macs_after'] / plan['macs_before']:.0%} of the MACs, "
+            f"validation accuracy {results['val_accuracy']:.2%}"
+        )
+
+    walk.ensure("prune", inputs, work)
+
+
+def quantize(run: RunInputs, walk: Walk) -> None:
+    """Make the Q/DQ program; leaves program.pt2 and its table of ranges."""
+    config = run.recipe.quantize
+    if config is None or config.scheme == "none":
+        return
+    wanted = calibration.load(config.calibration, run.base)
+    inputs = {
+        "config": config.model_dump(mode="json"),
+        "calibration": wanted.model_dump(mode="json"),
+        "upstream": walk.keys.get("prune", walk.keys["finetune"]),
+        "versions": _versions("torchao"),
+    }
+
+    def work(folder: Path) -> Outcome:
+        from edgeft import exporters, quantization, stages
+
+        # Converters that take seconds to import do so while this process trains.
+        for profile in run.profiles:
+            exporters.warm_up(profile)
+        chosen = data.calibration_samples(run.splits.train, wanted, run.recipe.seed)
+        quantized = stages.quantize(
+            run.pruned,
+            run.training_batches(config),
+            run.plain_batches(run.splits.val),
+            config,
+            calibration=wanted,
+            samples=run.plain_batches(chosen),
+            statistics=run.plain_batches(run.splits.train),
+            seed=run.recipe.seed,
+            checkpoint=folder / CHECKPOINT,
+            progress=walk.tell,
+        )
+        quantization.save(quantized, folder)
+        results = quantized.history[-1].results
+        return dataclasses.asdict(quantized.history[-1]), (
+            f"{config.method}, {len(quantized.layers)} int8 layers, "
+            f"validation accuracy {results['val_accuracy']:.2%} (float {results['val_accuracy_float']:.2%})"
+        )
+
+    walk.ensure("quantize", inputs, work)
+
+
+def export(run: RunInputs, walk: Walk) -> None:
+    """Write and check the compressed file and the float baseline of every target."""
+    upstream = walk.keys.get("quantize") or walk.keys.get("prune") or walk.keys["finetune"]
+    for profile in run.profiles:
+        inputs = {
+            "profile": profile.model_dump(mode="json", by_alias=True),
+            "upstream": upstream,
+            "float": walk.keys["finetune"],
+            "versions": _versions("onnx", "onnxscript", "torch", *profile.runtime.requires),
+        }
+
+        def work(folder: Path, profile: target.TargetProfile = profile) -> Outcome:
+            from edgeft import stages
+
+            artifact = stages.export(run.program, profile, folder, name="model")
+            baseline = stages.export(run.float_program, profile, folder, name="float")
+            write_json(folder / "artifact.json", records.encode(artifact, folder))
+            write_json(folder / "baseline.json", records.encode(baseline, folder))
+            ratio = artifact.size_bytes / baseline.size_bytes
+            coverage = artifact.coverage
+            results = {"coverage": coverage, "size_bytes": artifact.size_bytes, "size_ratio": ratio}
+            return results, (
+                f"{artifact.size_bytes / 1e3:.0f} kB ({ratio:.0%} of float), "
+                f"{coverage.int8_mac_ops}/{coverage.mac_ops} MAC ops int8"
+            )
+
+        walk.ensure("export", inputs, work, suffix=profile.id)
+
+
+def measure_targets(run: RunInputs, walk: Walk) -> None:
+    """Predict and time on the exported files of every target; leaves measured.json and golden vectors."""
+    for profile in run.profiles:
+        inputs = {
+            "config": run.recipe.measure.model_dump(mode="json"),
+            "upstream": walk.keys[f"export-{profile.id}"],
+            "host": measure.host_fingerprint(),
+        }
+
+        def work(folder: Path, profile: target.TargetProfile = profile) -> Outcome:
+            measured = evaluation.measure_target(
+                profile,
+                artifact=run.artifact(profile, "artifact"),
+                baseline=run.artifact(profile, "baseline"),
+                inputs=run.test_inputs,
+                samples=run.splits.test,
+                reference=run.reference,
+                lsb=run.lsb,
+                config=run.recipe.measure,
+                progress=walk.tell,
+            )
+            golden = slice(0, _GOLDEN_SAMPLES)
+            np.savez(
+                folder / "golden.npz",
+                inputs=run.test_inputs[golden],
+                outputs=measured.logits[golden],
+                reference=run.reference[golden],
+            )
+            result = measured.result
+            write_json(folder / "measured.json", records.encode(result, walk.workspace.path))
+            return {"lsb": run.lsb}, (
+                f"accuracy {result.accuracy.accuracy:.2%} (float {result.baseline_accuracy.accuracy:.2%}), "
+                f"latency x{result.ratio.ratio:.2f}, agreement {result.parity.agreement:.2%}"
+            )
+
+        walk.ensure("measure", inputs, work, suffix=profile.id)
+
+
+STEPS = {
+    "data": load_data,
+    "finetune": finetune,
+    "prune": prune,
+    "quantize": quantize,
+    "export": export,
+    "measure": measure_targets,
+}
+
+
+def _save(model: FloatModel, folder: Path, **extra: Any) -> dict[str, Any]:
+    """Write a float network's tensors and return its last record, `extra` among its results."""
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    record: StepRecord = model.history[-1]
+    parameters = sum(p.numel() for p in model.module.parameters())
+    return dataclasses.asdict(
+        dataclasses.replace(record, results={**record.results, "parameters": parameters, **extra})
+    )
+
+
+def _versions(*modules: str) -> dict[str, str]:
+    return {"edgeft": edgeft.__version__, **extras.versions(*modules)}
+
+
+def _example(model: FloatModel) -> Any:
+    import torch
+
+    return torch.zeros(1, *model.input_shape)

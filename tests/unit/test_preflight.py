@@ -1,0 +1,150 @@
+"""`edgeft check`: every finding of a recipe before any work, each said once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edgeft
+from edgeft import recipe as recipes
+from edgeft.errors import ConfigError, DataError, MissingDependencyError, ModelError
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes with 10 tiny pictures each; check decodes none of them."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = np.full((8, 8, 3), index, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def recipe(**changes) -> recipes.Recipe:
+    sections = {
+        "targets": ["cpu-onnxruntime"],
+        "task": {"data": "photos"},
+        "model": {"source": "builtin:resnet8"},
+        "finetune": {"method": "retrain"},
+    }
+    return recipes.Recipe.model_validate({**sections, **changes})
+
+
+def digits(**changes) -> recipes.Recipe:
+    sections = {"task": {"data": "builtin:digits"}, "model": {"source": "builtin:digitsnet"}, "finetune": {}}
+    return recipe(**{**sections, **changes})
+
+
+def errors(findings: list) -> list:
+    return [finding.error for finding in findings if finding.level == "error"]
+
+
+def test_a_good_recipe_has_a_finding_per_topic(tmp_path: Path):
+    findings = edgeft.check(digits(quantize={}), base=tmp_path)
+    assert [finding.topic for finding in findings] == ["targets", "data", "model", "calibration", "gate"]
+    assert not errors(findings)
+    told = {finding.topic: finding.text for finding in findings}
+    assert "2 fresh" in told["model"] and "5 classes" in told["model"]
+    assert "128" in told["calibration"]
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_the_file_s_tensors_are_accounted_for(tmp_path: Path):
+    (model,) = [f for f in edgeft.check(digits(), base=tmp_path) if f.topic == "model"]
+    (fresh,) = [
+        f for f in edgeft.check(digits(finetune={"method": "retrain"}), base=tmp_path) if f.topic == "model"
+    ]
+    assert "84 tensors loaded" in model.text and " 0 tensors loaded" in fresh.text
+
+
+def test_bad_data_are_told_once_and_end_the_look(tmp_path: Path):
+    findings = edgeft.check(recipe(model={"source": "builtin:resnet8"}, quantize={}), base=tmp_path)
+    (error,) = errors(findings)
+    assert isinstance(error, DataError)
+    assert [finding.topic for finding in findings] == ["targets", "data"]
+
+
+def test_everything_else_is_told_together(photos: Path):
+    bad = recipe(targets=["cpu-litter", "npu-none"], model={"source": "builtin:resnet9"}, quantize={})
+    found = errors(edgeft.check(bad, base=photos.parent))
+    assert [type(error) for error in found] == [ConfigError, ConfigError, ModelError, DataError]
+    told = "\n".join(error.message for error in found)
+    for expected in (
+        "did you mean 'cpu-litert'",
+        "npu-none",
+        "did you mean 'resnet8'",
+        "asks for 128 samples",
+    ):
+        assert expected in told
+
+
+def test_a_missing_package_is_an_error_of_its_target(photos: Path):
+    own = photos.parent / "board.toml"
+    own.write_text("""
+schema = 1
+id = "board"
+title = "A board"
+kind = "cpu"
+evidence = "measured"
+[runtime]
+name = "onnxruntime"
+requires = ["onnxruntime", "a_package_that_nobody_has"]
+[export]
+format = "onnx"
+""")
+    found = errors(edgeft.check(recipe(targets=["./board.toml"]), base=photos.parent))
+    assert [type(error) for error in found] == [MissingDependencyError]
+    assert "target board" in found[0].message and "pip install a_package_that_nobody_has" in found[0].hint
+
+
+def test_expected_split_sizes(photos: Path):
+    """20 samples less 15 % and 25 %: 12 remain for training, 5 for the test."""
+    (photos.parent / "few.toml").write_text(
+        'schema = 1\nid = "few"\ntitle = "t"\nobserver = "minmax"\nsamples = 12\nsampling = "random"\n'
+    )
+    fits = recipe(quantize={"calibration": "./few.toml"})
+    findings = edgeft.check(fits, base=photos.parent)
+    assert not errors(findings)
+    assert "5 test samples" in next(f.text for f in findings if f.topic == "gate")
+    (photos.parent / "few.toml").write_text((photos.parent / "few.toml").read_text().replace("12", "13"))
+    (error,) = errors(edgeft.check(fits, base=photos.parent))
+    assert "asks for 13 samples, the training split has about 12" in error.message
+
+
+def test_splits_that_the_folder_has_are_counted_as_they_are(photos: Path):
+    for split, count in (("train", 10), ("test", 7)):
+        for name in ("cat", "dog"):
+            (photos / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (8, 8), (index, 0, 0)).save(photos / split / name / f"{index}.png")
+    for name in ("cat", "dog"):
+        for picture in (photos / name).iterdir():
+            picture.unlink()
+        (photos / name).rmdir()
+    findings = edgeft.check(recipe(), base=photos.parent)
+    told = {finding.topic: finding.text for finding in findings}
+    assert "train 20" in told["data"] and "test 14" in told["data"]
+    assert "14 test samples" in told["gate"]
+
+
+def test_a_margin_that_cannot_be_certified_is_a_warning_with_a_way_out(tmp_path: Path):
+    findings = edgeft.check(digits(gate={"accuracy_margin": 0.01}), base=tmp_path)
+    (gate,) = [finding for finding in findings if finding.topic == "gate"]
+    assert gate.level == "warning" and "inconclusive" in gate.text
+    assert "test samples are needed" in gate.hint
+
+
+def test_skipped_files_are_a_warning_before_the_run(photos: Path):
+    (photos / "cat/notes.txt").write_text("no picture")
+    skipping = recipe(task={"data": "photos", "bad_samples": "skip"})
+    warnings = [
+        f for f in edgeft.check(skipping, base=photos.parent) if f.level == "warning" and f.topic == "data"
+    ]
+    assert len(warnings) == 1 and "1 file" in warnings[0].text
+
+
+def test_no_quantization_needs_no_calibration(photos: Path):
+    findings = edgeft.check(recipe(quantize={"scheme": "none"}), base=photos.parent)
+    assert "calibration" not in {finding.topic for finding in findings} and not errors(findings)

@@ -183,6 +183,7 @@ def quantize(
     config = _config(Quantize, config, settings)
     recipe = calibration or calibrations.load(config.calibration)
     started = time.monotonic()
+    teacher = copy.deepcopy(model.module).eval()
     source = dataclasses.replace(model, module=copy.deepcopy(model.module))
     # Folding bakes the running statistics into the weights; training with augmentation leaves them slightly off.
     statistics = train if statistics is None else statistics
@@ -202,13 +203,13 @@ def quantize(
             config,
             seed=seed,
             checkpoint=checkpoint,
-            teacher=copy.deepcopy(model.module).eval(),
+            teacher=teacher,
             phases=phases,
             progress=progress,
         )
         phases.enter_evaluation()
     program = quantization.convert(graph, source, batches[0])
-    float_accuracy, accuracy = _accuracy(model.module.eval(), val), _accuracy(program.program, val)
+    float_accuracy, accuracy = _accuracy(teacher, val), _accuracy(program.program, val)
     drop = float_accuracy - accuracy
     if config.max_accuracy_drop is not None and drop > config.max_accuracy_drop:
         raise BudgetError(

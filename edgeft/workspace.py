@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,7 +146,16 @@ class Workspace:
             _write(scratch / _ATTEMPTS, json.dumps([*earlier, {"began": time.time()}]))
         return scratch
 
-    def commit(self, index: int, name: str, key: str, *, inputs: Mapping[str, Any], seconds: float) -> Path:
+    def commit(
+        self,
+        index: int,
+        name: str,
+        key: str,
+        *,
+        inputs: Mapping[str, Any],
+        seconds: float,
+        temporary: Collection[str] = (),
+    ) -> Path:
         """Finish a stage: write ``meta.json``, bring everything to the disk, make it visible by one rename.
 
         Args:
@@ -155,6 +164,8 @@ class Workspace:
             key: Its key.
             inputs: What the key was made of, for people who ask why a stage ran again.
             seconds: Time that this attempt took; that of earlier, killed ones is added.
+            temporary: Files that are of use only until the stage is finished (checkpoints): removed once it is,
+                not before, so that a run killed in here does not train again.
 
         Returns:
             The finished stage's folder.
@@ -173,11 +184,13 @@ class Workspace:
                 "seconds": round(seconds + sum(earlier), 3),
                 "attempts": 1 + len(earlier),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "files": _sync_files(scratch),
+                "files": _sync_files(scratch, temporary),
             }
             _write(scratch / _META, json.dumps(meta, indent=2, allow_nan=False) + "\n")
             (scratch / _ATTEMPTS).unlink(missing_ok=True)
             self._publish(scratch, folder)
+            for file in temporary:
+                (folder / file).unlink(missing_ok=True)
         return folder
 
     def write_text(self, name: str, text: str) -> Path:
@@ -329,12 +342,12 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def _sync_files(folder: Path) -> dict[str, int]:
-    """Bring every file and folder below `folder` to the disk; return the files' sizes by relative path."""
+def _sync_files(folder: Path, temporary: Collection[str]) -> dict[str, int]:
+    """Bring all below `folder` to the disk; return the sizes of files that stay, by relative path."""
     sizes = {}
     for entry in sorted(folder.rglob("*")):
         _sync(entry)
-        if entry.is_file() and entry.name != _ATTEMPTS:
+        if entry.is_file() and entry.name not in (_ATTEMPTS, *temporary):
             sizes[entry.relative_to(folder).as_posix()] = entry.stat().st_size
     return sizes
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Final
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     interrupt = _Interrupt()
     _never_fail_on_encoding()
+    # Deprecations inside libraries are for their maintainers; a user of this command can do nothing about them.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
     as_json = "--json" in arguments
     try:
         result = app(arguments, prog_name="edgeft", standalone_mode=False)

@@ -95,7 +95,13 @@ STAGES: Final = (
 def _run_file(path: Path, workspace: Path | None, until: str | None, *, as_json: bool) -> int:
     from edgeft import recipe as recipes
 
-    return _execute(recipes.load(path), path.parent, workspace, until, as_json=as_json)
+    loaded = recipes.load(path)
+    if until in ("prune", "quantize") and getattr(loaded, until) is None:
+        raise ConfigError(
+            f"{path} has no section [{until}]: there is nothing to do up to that stage",
+            f"add [{until}] to the recipe",
+        )
+    return _execute(loaded, path.parent, workspace, until, as_json=as_json)
 
 
 def _execute(recipe: Recipe, base: Path, workspace: Path | None, until: str | None, *, as_json: bool) -> int:

@@ -193,7 +193,8 @@ def _list_folder(root: Path) -> Listing:
         classes, sources = _list_classes(root, root, bad)
         if not sources and not bad:
             raise DataError(
-                f"task.data: {root} is empty", "put the images of each class into a folder of its own"
+                f"task.data: the folder {root} is empty",
+                "put the images of each class into a folder of its own",
             )
         return Listing(classes=classes, groups={"all": sources}, bad=tuple(bad))
     present = [folder.name for folder in _folders(root)]

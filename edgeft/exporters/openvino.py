@@ -34,20 +34,22 @@ def write(
 ) -> tuple[QuantCoverage, TensorSpec, TensorSpec]:
     """Write `model` as `path` (.xml) and its .bin, and check them. Returns and raises as `exporters.onnx.write`."""
     ov = extras.load("openvino", f"target {profile.id}")
-    failures = extras.load("openvino.frontend", f"target {profile.id}")
+    frontend = extras.load("openvino.frontend", f"target {profile.id}")
+    refusals = (RuntimeError, *(getattr(frontend, name) for name in _FAILURES))
     source = path.with_suffix(".source.onnx")
     _, image, logits = onnx.write(model, profile, source)
     try:
         converted = ov.convert_model(str(source))
         converted.set_friendly_name("edgeft")
+        # Nodes that the conversion makes are numbered through the process: the same model would get other bytes.
+        for index, op in enumerate(converted.get_ordered_ops()):
+            op.set_friendly_name(f"{op.get_type_name()}_{index}")
         converted.set_rt_info(json.dumps(model.labels), ["edgeft", "labels"])
         converted.set_rt_info(json.dumps(model.preprocessing.to_dict()), ["edgeft", "preprocess"])
         # The default would store float weights in half precision, which a "float32" file must not do.
         ov.save_model(converted, str(path), compress_to_fp16=False)
-    except (RuntimeError, *(getattr(failures, name) for name in _FAILURES)) as error:
-        raise ExportError(
-            f"OpenVINO cannot convert the model: {' '.join(str(error).split())}"
-        ) from error
+    except refusals as error:
+        raise ExportError(f"OpenVINO cannot convert the model: {' '.join(str(error).split())}") from error
     finally:
         source.unlink(missing_ok=True)
     if str(source.parent) in path.read_text(encoding="utf-8"):
@@ -105,7 +107,12 @@ def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
         weight = weight.input_value(0).get_node()
     if weight.get_type_name() != "Multiply":
         return None
-    integers = _constant(weight.input_value(0).get_node())
+    weight_zero_points: npt.NDArray[Any] = np.zeros(1)
+    source = weight.input_value(0).get_node()
+    if source.get_type_name() == "Subtract":
+        weight_zero_points = _constant(source.input_value(1).get_node())
+        source = source.input_value(0).get_node()
+    integers = _constant(source)
     if integers.dtype != np.int8:
         return None
     grouped = op.get_type_name() == "GroupConvolution" and integers.ndim > 4
@@ -123,7 +130,7 @@ def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
         bias=bias,
         input_scale=scale,
         input_zero_point=zero_point,
-        weight_zero_points=np.zeros(1),  # a Subtract would stand there, and the op count as float
+        weight_zero_points=weight_zero_points,
         bias_scale=bias_scale,
     )
 

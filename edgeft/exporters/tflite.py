@@ -52,6 +52,7 @@ def write(
 def check(model: QuantModel, path: Path) -> QuantCoverage:
     """Read a .tflite back and require that its numbers are the program's. Raises `ExportError`."""
     graph = _File(path)
+    graph.check_pools()
     layers: list[FileLayer] = []
     float_ops: list[str] = []
     for index, op in enumerate(graph.ops):
@@ -105,6 +106,17 @@ class _File:
             if tensor["dtype"] is np.int8 and index not in self._constants:
                 found.append(_qparams(tensor))
         return found
+
+    def check_pools(self) -> None:
+        """Raise `ExportError` for a pooling op whose input and output scales differ: its kernel would ignore it."""
+        for index, op in enumerate(self.ops):
+            if op["op_name"] in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
+                source, sink = self._tensors[int(op["inputs"][0])], self._tensors[int(op["outputs"][0])]
+                if source["dtype"] is np.int8 and _qparams(source) != _qparams(sink):
+                    raise ExportError(
+                        f"{op['op_name']}_{index}: input and output are quantized differently, the kernel takes one",
+                        "this is a defect of edgeft: please report it with the model's source",
+                    )
 
     def layer(self, index: int) -> FileLayer | None:
         """Return op `index` in the contract's layout, or None if it computes in float."""

@@ -72,9 +72,10 @@ class Walk:
         scratch = self.workspace.begin(index, name, key)
         results, summary = work(scratch)
         write_json(scratch / RESULTS, results)
-        (scratch / CHECKPOINT).unlink(missing_ok=True)
         seconds = time.monotonic() - started
-        self.folders[name] = self.workspace.commit(index, name, key, inputs=inputs, seconds=seconds)
+        self.folders[name] = self.workspace.commit(
+            index, name, key, inputs=inputs, seconds=seconds, temporary=(CHECKPOINT,)
+        )
         self.progress.stage_finished(name, seconds, summary)
 
     def record_keys(self, *, only_used: bool) -> None:

@@ -67,7 +67,8 @@ MOVES = {
     aten.contiguous.default,
     aten.upsample_nearest2d.vec,
 }
-# Averages live in a narrower range than their inputs: a scale of their own.
+# Averages live in a narrower range than their inputs: a scale of their own. Those over windows share their input's
+# all the same, because TensorFlow Lite's pooling kernel does not requantize (seen 95 LSB wrong, without a word).
 AVERAGES = {aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
 # Outputs whose range is known beforehand: scale 1/256 and zero point -128, or 1/128 and 0. LiteRT's kernels take
 # no other.
@@ -80,8 +81,6 @@ FIXED_RANGES = {
 }
 # Do nothing outside training.
 IDENTITIES = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default}
-
-KEEPS_RANGE = MOVES | CONCATS | IDENTITIES
 
 _ACTIVATION = QuantizationSpec(
     dtype=torch.int8,
@@ -121,15 +120,23 @@ def _annotate_node(node: Node) -> None:
         _annotate_group(node, {node.args[0]: _ACTIVATION, node.args[1]: _WEIGHT})
     elif node.target in ADDS and all(_is_float(arg) for arg in node.args[:2]):
         _annotate_group(node, dict.fromkeys(node.args[:2], _ACTIVATION))
-    elif node.target in AVERAGES or (node.target in CLAMPS and not is_group_tail(node)):
-        _mark(node, {node.args[0]: _ACTIVATION}, _ACTIVATION)
-    elif node.target in MOVES | IDENTITIES and _is_float(node.args[0]):
+    elif keeps_range(node) and node.target not in CONCATS and _is_float(node.args[0]):
         source = node.args[0]
         _mark(node, {source: _ACTIVATION}, SharedQuantizationSpec((source, node)))
+    elif node.target in AVERAGES or (node.target in CLAMPS and not is_group_tail(node)):
+        _mark(node, {node.args[0]: _ACTIVATION}, _ACTIVATION)
     elif node.target in CONCATS:
         parts: Any = node.args[0]
         shared = SharedQuantizationSpec((parts[0], node))
         _mark(node, dict.fromkeys(parts, shared) | {parts[0]: _ACTIVATION}, shared)
+
+
+def keeps_range(node: Node) -> bool:
+    """Return whether an op's output is represented in its input's range."""
+    if node.target is aten.adaptive_avg_pool2d.default:
+        size: Any = node.args[1]
+        return any(edge != 1 for edge in size)
+    return node.target in MOVES | CONCATS | IDENTITIES or node.target is aten.avg_pool2d.default
 
 
 def _annotate_group(head: Node, inputs: dict[Any, QuantizationSpec]) -> None:

@@ -105,7 +105,9 @@ def float_mac_names(graph: GraphModule) -> tuple[str, ...]:
 
 def check_no_batch_norm(graph: GraphModule) -> None:
     """Raise `QuantizationError` naming a batch norm that has no convolution or linear layer to fold into."""
-    left = [module_path(n) for n in graph.graph.nodes if n.target in _BATCH_NORMS]
+    # The folding pass leaves no module path on what it could not fold; the statistics still have theirs.
+    means: list[Any] = [n.args[3] for n in graph.graph.nodes if n.target in _BATCH_NORMS]
+    left = [str(mean.target).removesuffix(".running_mean") for mean in means]
     if left:
         raise QuantizationError(
             f"batch norm {left[0]!r} (and {len(left) - 1} more) has no convolution or linear layer before it",

@@ -86,7 +86,9 @@ def quantize_weight(weight: npt.NDArray[np.float32], scales: npt.NDArray[np.floa
     moves values that lie half-way between two integers.
     """
     inverse = (np.float32(1.0) / scales).astype(np.float32).reshape(-1, *([1] * (weight.ndim - 1)))
-    integers: npt.NDArray[np.int8] = np.clip(np.rint(weight * inverse), WEIGHT_MIN, WEIGHT_MAX).astype(np.int8)
+    integers: npt.NDArray[np.int8] = np.clip(np.rint(weight * inverse), WEIGHT_MIN, WEIGHT_MAX).astype(
+        np.int8
+    )
     return integers
 
 

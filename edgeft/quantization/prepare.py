@@ -11,7 +11,7 @@ from torchao.quantization.pt2e import allow_exported_model_train_eval
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgeft.calibration import CalibrationRecipe
-from edgeft.quantization.annotator import FIXED_RANGES, KEEPS_RANGE, FusedGroupAnnotator
+from edgeft.quantization.annotator import FIXED_RANGES, FusedGroupAnnotator, keeps_range
 from edgeft.quantization.capture import capture, check_no_batch_norm
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from edgeft.types import FloatModel, Progress, silent
@@ -147,7 +147,7 @@ def _keeps_range(source: object) -> bool:
     """Return whether a value was made by an op that only moves values of observed ranges."""
     if not isinstance(source, Node):
         return False
-    if source.target in KEEPS_RANGE:
+    if keeps_range(source):
         return True
     # A quantizer on top of a quantizer of the same range: an input edge behind an annotated output.
     return source.op == "call_module" and "activation_post_process" in str(source.target)

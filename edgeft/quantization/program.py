@@ -80,6 +80,8 @@ def freeze(graph: GraphModule) -> None:
             continue  # a float MAC op, listed in the coverage
         weight = _tensor(graph, node.args[1].args[0])
         bias_node = node.args[2] if len(node.args) > 2 else None
+        if isinstance(bias_node, Node):
+            bias_node = _own_bias(graph, node, bias_node)
         bias = _tensor(graph, bias_node) if isinstance(bias_node, Node) else None
         input_scale, _ = input_quant.calculate_qparams()
         scale = contract.weight_scale(weight, bias=bias, input_scale=input_scale)
@@ -92,8 +94,22 @@ def freeze(graph: GraphModule) -> None:
             if bias is not None:
                 integers = contract.quantize_bias(bias.detach().numpy(), s_x, s_w)
                 bias.copy_(torch.from_numpy(contract.dequantize_bias(integers, s_x, s_w)))
+    graph.recompile()
     if any(site._frozen is None for site in weight_sites(graph)):
         raise QuantizationError("a weight quantizer belongs to no convolution or linear layer")
+
+
+def _own_bias(graph: GraphModule, node: Node, bias_node: Node) -> Node:
+    """Give a layer that is called again a bias of its own: its grid follows this call's input scale."""
+    readers = [n for n in graph.graph.nodes if n.op == "get_attr" and n.target == bias_node.target]
+    if next(user for reader in readers for user in reader.users) is node:
+        return bias_node
+    name = f"bias_of_{node.name}"
+    graph.register_parameter(name, torch.nn.Parameter(_tensor(graph, bias_node).detach().clone()))
+    with graph.graph.inserting_before(node):
+        own: Node = graph.graph.get_attr(name)
+    node.update_arg(2, own)
+    return own
 
 
 def read_back(program: GraphModule, source: FloatModel | QuantModel) -> QuantModel:

@@ -149,7 +149,6 @@ def test_progress_is_one_line_per_stage_without_a_traceback(digits_run: Finished
     assert "\x1b" not in digits_run.stderr, "no colours and no bars where output is no terminal"
 
 
-@pytest.mark.xfail(reason="torchao and torch speak on stderr at import", strict=False)
 def test_stderr_has_nothing_of_the_libraries(digits_run: Finished):
     """Their warnings are about their insides, and a user can do nothing about them."""
     strange = [line for line in digits_run.stderr.splitlines() if not line.startswith(("✓", "!", "ok"))]

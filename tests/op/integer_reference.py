@@ -142,9 +142,9 @@ def average_pool(x: Integers, size: Any, stride: Any = ()) -> Array:
     return windows[:, :, ::sh, ::sw].sum((4, 5)) * x.step / (kh * kw)
 
 
-def global_average(x: Integers, size: Any) -> Array:
-    assert list(size) == [1, 1]
-    return mean(x, [2, 3], keepdim=True)
+def adaptive_average(x: Integers, size: Any) -> Array:
+    """Average over windows that divide the input evenly."""
+    return average_pool(x, [full // wanted for full, wanted in zip(x.values.shape[2:], size, strict=True)])
 
 
 def mean(x: Integers, axes: Any, keepdim: bool = False) -> Array:
@@ -202,7 +202,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "aten.cat": concat,
     "aten.max_pool2d": max_pool,
     "aten.avg_pool2d": average_pool,
-    "aten.adaptive_avg_pool2d": global_average,
+    "aten.adaptive_avg_pool2d": adaptive_average,
     "aten.mean": mean,
     "aten.flatten": moved(flatten),
     "aten.slice": moved(cut),

@@ -103,7 +103,7 @@ def test_options_make_a_recipe_with_every_stage(pipeline, capsys):
 def test_a_stage_verb_runs_up_to_its_stage(pipeline, tmp_path, verb):
     (tmp_path / "sub").mkdir()
     text = 'name = "x"\ntargets = ["cpu-litert"]\ntask = { data = "d" }\nmodel = { source = "builtin:x" }\n'
-    (tmp_path / "sub" / "r.toml").write_text(text)
+    (tmp_path / "sub" / "r.toml").write_text(text + "[prune]\n[quantize]\n")
     seen = {}
     pipeline.run = finished(None, seen)
     assert main([verb, "sub/r.toml"]) == 0

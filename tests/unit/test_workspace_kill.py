@@ -17,6 +17,7 @@ from edgeft.workspace import Workspace, stage_key
 
 KEYS = [stage_key("train", {"version": version}) for version in range(2)]
 
+
 @pytest.fixture(autouse=True)
 def _without_fsync(monkeypatch):
     """A killed process loses nothing that it gave to the kernel; only a power cut would need the disk."""

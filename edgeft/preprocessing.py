@@ -2,7 +2,7 @@
 
 It is split in two halves because they run at different places: `decode` (file -> uint8 pixels of the model's
 size) happens once per sample, `normalize` (uint8 -> float32 tensor) happens at the model's door. The package's
-`preprocess.json` is this object; `example.py` in the package repeats these dozen lines with numpy and Pillow.
+`preprocess.json` carries this object; `example.py` beside it repeats these dozen lines with numpy and Pillow.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def convert(request: dict[str, Any], litert_torch: Any, quant_config: Any) -> No
         quant_config: Passed for quantized programs; without one the converter leaves every convolution in
             float, silently.
     """
-    program = torch.export.load(request["program"]).module(check_guards=False)
+    program: nn.Module = torch.export.load(request["program"]).module(check_guards=False)
     example = torch.zeros(request["shape"])
     if request["layout"] == "nhwc":
         program, example = ChannelLast(program), example.permute(0, 2, 3, 1).contiguous()

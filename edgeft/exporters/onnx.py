@@ -40,6 +40,7 @@ def write(
     if model.layers:
         onnx_rewrite.fold_weights(graph)
         onnx_rewrite.fold_transposes(graph)
+        onnx_rewrite.separate_zero_points(graph)
         onnx_rewrite.shift_activations(graph, unsigned=profile.precision.activations == "uint8")
         onnx_rewrite.quantize_biases(graph, model)
         onnx_rewrite.drop_clamps(graph)
@@ -135,7 +136,7 @@ def _read_layer(graph: OnnxGraph, node: onnx.NodeProto) -> FileLayer | None:
         return None
     if not graph.is_constant(weight.input[0]):
         return None  # two activations multiplied
-    integers = graph.value(weight.input[0])
+    integers: Any = graph.value(weight.input[0])
     scales = np.atleast_1d(graph.value(weight.input[1]))
     if node.op_type == "MatMul":
         integers = integers.T
@@ -177,5 +178,5 @@ def _read_added_bias(graph: OnnxGraph, node: onnx.NodeProto, scale: Any) -> Any:
     return None
 
 
-def _signed(zero_point: np.ndarray) -> int:  # type: ignore[type-arg]
+def _signed(zero_point: Any) -> int:
     return int(zero_point) - (128 if zero_point.dtype == np.uint8 else 0)

@@ -8,6 +8,7 @@ unfused), biases become int32 initializers, and a clamp that the next quantizer 
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +101,18 @@ def fold_weights(graph: OnnxGraph) -> None:
             values, low, high = (graph.value(name) for name in node.input)
             graph.remove(node)
             graph.add_constant(node.output[0], np.clip(values, low, high).astype(values.dtype))
+
+
+def separate_zero_points(graph: OnnxGraph) -> None:
+    """Give every weight its own initializer of zeros.
+
+    torch.onnx lets all weights of equal channel counts share one. OpenVINO then keeps a Subtract in front of them
+    where their ranks differ (a conv1d among conv2d), and runs all of these layers in bfloat16, silently.
+    """
+    for node in graph.nodes:
+        if node.op_type == "DequantizeLinear" and graph.is_constant(node.input[0]) and len(node.input) > 2:
+            zeros = graph.value(node.input[2])
+            node.input[2] = graph.add_constant(f"{node.output[0]}_zero", zeros)
 
 
 def fold_transposes(graph: OnnxGraph) -> None:
@@ -198,7 +211,7 @@ def _clips_as_tight(graph: OnnxGraph, quantize: onnx.NodeProto, low: float, high
     if quantize.op_type != "QuantizeLinear":
         return False
     scale = np.float32(graph.value(quantize.input[1]))
-    zero = graph.value(quantize.input[2])
+    zero: Any = graph.value(quantize.input[2])
     limits = np.iinfo(zero.dtype)
     below = np.rint(np.float32(low) / scale) + int(zero) <= limits.min
     above = np.rint(np.float32(high) / scale) + int(zero) >= limits.max

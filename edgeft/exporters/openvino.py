@@ -107,11 +107,12 @@ def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
         weight = weight.input_value(0).get_node()
     if weight.get_type_name() != "Multiply":
         return None
-    weight_zero_points: npt.NDArray[Any] = np.zeros(1)
     source = weight.input_value(0).get_node()
     if source.get_type_name() == "Subtract":
-        weight_zero_points = _constant(source.input_value(1).get_node())
-        source = source.input_value(0).get_node()
+        raise ExportError(
+            f"OpenVINO IR: the weights of {op.get_friendly_name()!r} have zero points, which makes it run in float",
+            "this is a defect of edgeft: please report it with the model's source",
+        )
     integers = _constant(source)
     if integers.dtype != np.int8:
         return None
@@ -130,7 +131,7 @@ def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
         bias=bias,
         input_scale=scale,
         input_zero_point=zero_point,
-        weight_zero_points=weight_zero_points,
+        weight_zero_points=np.zeros(1),  # none are stored, see above
         bias_scale=bias_scale,
     )
 

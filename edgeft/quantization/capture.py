@@ -57,8 +57,8 @@ def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
             f"torch.export cannot capture {type(module).__name__}: {first}",
             "forward() must not branch on tensor values; see torch.export's notes on data-dependent control flow",
         ) from error
+    _check_dynamic_batch(exported, module)
     graph: GraphModule = exported.module(check_guards=False)
-    _check_dynamic_batch(graph, module)
     _spell_out_padding(graph)
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
@@ -123,9 +123,12 @@ def _check_finite(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
             )
 
 
-def _check_dynamic_batch(graph: GraphModule, module: nn.Module) -> None:
-    source = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    if isinstance(source.meta["val"].shape[0], int):
+def _check_dynamic_batch(exported: torch.export.ExportedProgram, module: nn.Module) -> None:
+    (name,) = exported.graph_signature.user_inputs
+    source = next(node for node in exported.graph.nodes if node.name == name)
+    size = source.meta["val"].shape[0]
+    # A size that the forward pass pinned to one number is still called symbolic.
+    if isinstance(size, int) or size.node.maybe_as_int() is not None:
         raise ModelError(
             f"{type(module).__name__} works for one batch size only",
             "take the batch size from the input's shape instead of writing it into a reshape",

@@ -130,7 +130,7 @@ def joins() -> nn.Module:
         "max-pool": nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)),
         "max-pool-padded": nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(3, 2, 1)),
         "residual": two(lambda m, x: (lambda y: torch.relu(y + m.b(x)))(torch.relu(m.a(x)))),
-        "average-pool": nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(2)),
+        "average-pool": nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(3)),
         "adaptive-average-to-2": nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(2)),
         "dropout": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.5)),
     }
@@ -368,8 +368,11 @@ def test_every_mac_op_is_int8_but_those_named(name: str, runtime: str) -> None:
 def test_the_runtime_executes_them_in_int8(name: str, runtime: str) -> None:
     precisions = deploy(name).reports[runtime]["mac_precision"]
     if (name, runtime) == ("mac-ops", "cpu-onnxruntime"):
-        # Its fusion wants the quantizer right behind the convolution: a clamp that stays makes it compute in float.
-        assert precisions.pop("float32") == 1
+        # A clamp is absorbed where the quantizer behind it clips as tight. The concat's range is too wide for that,
+        # and ONNX Runtime computes such a convolution in float, with the same values.
+        assert precisions.pop("float32") == sum(
+            branch in ("relu", "bn-relu", "bn-relu6", "hardtanh") for branch in BRANCHES[name]
+        )
     assert set(precisions) == {"int8"}
 
 

@@ -17,7 +17,7 @@ from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from edgeft.types import FloatModel, Progress, silent
 
 # Weight of one batch in the moving averages. Training has hundreds of steps, calibration a handful.
-_TRAINING_MOMENTUM = 0.01
+_TRAINING_MOMENTUM = 0.02
 _CALIBRATION_MOMENTUM = 0.1
 
 
@@ -34,6 +34,7 @@ def prepare(model: FloatModel) -> GraphModule:
     check_no_batch_norm(captured)
     graph: GraphModule = prepare_pt2e(captured, FusedGroupAnnotator())
     _separate_sites(graph)
+    _keep_output_extremes(graph)
     allow_exported_model_train_eval(graph)
     graph.eval()
     return graph
@@ -141,6 +142,15 @@ def _separate_sites(graph: GraphModule) -> None:
         for site in group:
             site.share_range(tuple(group))
     graph.recompile()
+
+
+def _keep_output_extremes(graph: GraphModule) -> None:
+    """Let the sites that decide the range of the graph's outputs keep the overall extremes."""
+    for result in next(n for n in graph.graph.nodes if n.op == "output").all_input_nodes:
+        site = graph.get_submodule(str(result.target)) if result.op == "call_module" else None
+        if isinstance(site, ActivationFakeQuant):
+            for peer in site.group:
+                peer.keeps_extremes = True
 
 
 def _keeps_range(source: object) -> bool:

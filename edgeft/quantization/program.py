@@ -218,7 +218,7 @@ def _activation(node: Node) -> ActivationQuant:
 def _check_groups(graph: GraphModule) -> None:
     """Check that a deep copy kept its sites' groups inside the copy (a shared range must not leak outside)."""
     sites = set(activation_sites(graph))
-    if any(peer not in sites for site in sites for peer in site._group):
+    if any(peer not in sites for site in sites for peer in site.group):
         raise QuantizationError("a copied fake-quant graph shares ranges with its original")
 
 

@@ -81,7 +81,7 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
             self.low.copy_(torch.minimum(self.low, lows.amin()))
             self.high.copy_(torch.maximum(self.high, highs.amax()))
             return
-        if torch.isinf(self.low):
+        if bool(self.low > self.high):  # nothing seen yet; an infinity that was seen stays and is refused
             self.low.copy_(lows.mean())
             self.high.copy_(highs.mean())
         else:

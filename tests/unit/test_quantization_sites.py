@@ -57,6 +57,15 @@ def test_momentum_follows_and_one_keeps_the_extremes() -> None:
     assert (float(site.low), float(site.high)) == (-2.0, 1.0)
 
 
+def test_the_average_is_over_samples_and_logits_keep_their_extremes() -> None:
+    batch = torch.tensor([[-1.0, 1.0], [-3.0, 5.0]])
+    for keeps_extremes, expected in ((False, (-2.0, 3.0)), (True, (-3.0, 5.0))):
+        site = ActivationFakeQuant()
+        site.observing, site.momentum, site.keeps_extremes = True, 0.5, keeps_extremes
+        site(batch)
+        assert (float(site.low), float(site.high)) == expected
+
+
 def test_a_frozen_site_stands_still() -> None:
     site = ActivationFakeQuant()
     observe(site, -1.0, 1.0)

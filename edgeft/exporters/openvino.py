@@ -41,6 +41,7 @@ def write(
     try:
         converted = ov.convert_model(str(source))
         converted.set_friendly_name("edgeft")
+        _keep_rounding_before_adds(converted)
         # Nodes that the conversion makes are numbered through the process: the same model would get other bytes.
         for index, op in enumerate(converted.get_ordered_ops()):
             op.set_friendly_name(f"{op.get_type_name()}_{index}")
@@ -55,6 +56,34 @@ def write(
     if str(source.parent) in path.read_text(encoding="utf-8"):
         raise ExportError(f"{path.name} carries the build path {source.parent}")
     return check(model, path), image, logits
+
+
+def _keep_rounding_before_adds(converted: Any) -> None:
+    """Put a 1x1 max-pool, which changes nothing, between a convolution and the addition that follows it.
+
+    The CPU plugin otherwise fuses the two and leaves out the rounding of the convolution's result. On a MobileNetV2 with
+    ten residual additions 96.5 % of the logits then lay within 2 steps of the program, and 98.8 % with the pools, at
+    1.13 times the latency (one thread, AVX512-VNNI, 164 photos).
+    """
+    ops = extras.load("openvino.opset8", "the OpenVINO exporter")
+    for add in [op for op in converted.get_ordered_ops() if op.get_type_name() == "Add"]:
+        sources = [add.input_value(index) for index in (0, 1)]
+        if any(source.get_node().get_type_name() != "FakeQuantize" for source in sources):
+            continue
+        for index, source in enumerate(sources):
+            alone = len(source.get_target_inputs()) == 1  # a result that is read elsewhere too is not fused
+            if alone and _ends_convolution(source.get_node().input_value(0).get_node()):
+                pool = ops.max_pool(source, [1, 1], [1, 1], [0, 0], [0, 0], [1, 1])
+                add.input(index).replace_source_output(pool.output(0))
+    converted.validate_nodes_and_infer_types()
+
+
+def _ends_convolution(node: Any) -> bool:
+    """Return whether a node is a two-dimensional convolution, or the addition of its bias."""
+    if node.get_type_name() == "Add":
+        node = node.input_value(0).get_node()
+    two_dimensional = node.get_output_partial_shape(0).rank == 4
+    return node.get_type_name() in ("Convolution", "GroupConvolution") and two_dimensional
 
 
 def check(model: QuantModel, path: Path) -> QuantCoverage:

@@ -61,9 +61,9 @@ def write(
 def _keep_rounding_before_adds(converted: Any) -> None:
     """Put a 1x1 max-pool, which changes nothing, between a convolution and the addition that follows it.
 
-    The CPU plugin otherwise fuses the two and leaves out the rounding of the convolution's result. On a MobileNetV2 with
-    ten residual additions 96.5 % of the logits then lay within 2 steps of the program, and 98.8 % with the pools, at
-    1.13 times the latency (one thread, AVX512-VNNI, 164 photos).
+    The CPU plugin otherwise fuses the two and leaves out the rounding of the convolution's result. On a MobileNetV2
+    with ten residual additions 96.5 % of the logits then lay within 2 steps of the program, and 98.8 % with the pools,
+    at 1.13 times the latency (one thread, AVX512-VNNI, 164 photos).
     """
     ops = extras.load("openvino.opset8", "the OpenVINO exporter")
     for add in [op for op in converted.get_ordered_ops() if op.get_type_name() == "Add"]:

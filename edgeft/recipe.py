@@ -26,26 +26,50 @@ def _plain_name(value: str) -> str:
 class Task(Strict):
     """What is to be learned, from which data."""
 
-    kind: Literal["image-classification"] = "image-classification"
+    kind: Literal["image-classification", "text-classification", "tabular-classification"] = (
+        "image-classification"
+    )
     data: str
-    """Folder of class folders (optionally under train/, val/, test/), or ``builtin:digits``."""
+    """Images: a folder of class folders, a table of paths and labels, or ``builtin:digits``. Text and tables: a
+    .csv, .tsv or .jsonl file with a row per sample. Also a folder with train, val and test of these in it."""
+    val_data: str | None = None
+    """Table of the validation split, where `data` is the table of the training split."""
+    test_data: str | None = None
+    """Table of the test split, where `data` is the table of the training split."""
+    label_column: str = "label"
+    path_column: str = "path"
+    """Image tables: column of the files' paths, relative to the table."""
+    text_column: str = "text"
+    numeric_columns: list[str] | None = None
+    """Tables: columns of numbers; by default all that hold nothing else, save `categorical_columns`."""
+    categorical_columns: list[str] | None = None
+    """Tables: columns of categories; by default all that are not numbers."""
     bad_samples: Literal["error", "skip"] = "error"
-    """What to do with a file that cannot be read as an image: stop, or leave it out and count it."""
+    """What to do with a sample that cannot be read: stop, or leave it out and count it."""
     val_fraction: Fraction = 0.15
-    """Share of the data held back for validation where the folder has no val/."""
+    """Share of the data held back for validation where the data has no such split."""
     test_fraction: Fraction = 0.25
-    """Share of the data held back for the test where the folder has no test/."""
+    """Share of the data held back for the test where the data has no such split."""
 
 
 class Model(Strict):
     """Where the network comes from."""
 
     source: str
-    """``builtin:NAME``, ``timm:NAME`` or ``torchvision:NAME``."""
+    """``builtin:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``hf:PATH_OR_NAME``, ``keras:FILE``, ``pt2:FILE``,
+    ``onnx:FILE`` or ``path/to/file.py:build``."""
     weights: str | None = None
-    """A .safetensors file, or a .pth with nothing but tensors in it."""
+    """A .safetensors file, a .pth with nothing but tensors in it, or a Keras .weights.h5."""
     input_size: Annotated[int, Field(ge=8)] | None = None
     """Height and width in pixels; the source's own by default."""
+    mean: list[float] | None = None
+    """Images: per channel, subtracted from pixels in 0..1; the source's own by default."""
+    std: list[Positive] | None = None
+    """Images: per channel, what that is divided by. [0.00392157] (1/255) feeds a grey network 0..255."""
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    """Text: tokens per sample; by default what 99 % of the training texts fit into."""
+    tokenizer: str | None = None
+    """Text: a tokenizer.json, or the folder of one; by default the one beside the model."""
 
 
 class Training(Strict):
@@ -53,34 +77,80 @@ class Training(Strict):
 
     epochs: Count = 10
     batch_size: Count = 32
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
+    """sgd has Nesterov momentum."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] = 0.9
+    """Of sgd and rmsprop."""
     learning_rate: Positive = 1e-3
+    schedule: Literal["cosine", "constant", "step", "one-cycle", "reduce-on-plateau"] = "cosine"
+    """step multiplies by `step_factor` every `step_epochs`; reduce-on-plateau after as many epochs without a better
+    validation loss; one-cycle is Smith & Topin's (2018) and brings its own warm-up."""
+    step_epochs: Count = 5
+    step_factor: Fraction = 0.1
+    warmup_epochs: NonNegative = 0.0
+    """Linear warm-up before the schedule."""
     weight_decay: NonNegative = 0.01
     """Not applied to norms and biases."""
-    warmup_epochs: NonNegative = 0.0
-    """Linear warm-up before the cosine decay to zero."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] = 0.0
     gradient_clip: Positive | None = 1.0
     """Largest gradient norm; absent means no clipping."""
-    augment: Literal["none", "crop", "crop-flip"] = "crop-flip"
-    """Random resized crops, and mirroring where left and right mean the same."""
-
-
-class Finetune(Training):
-    """Carry the pretrained network over to the new classes."""
-
-    method: Literal["fine-tune", "retrain", "none"] = "fine-tune"
-    """fine-tune: all layers from the given weights; retrain: same network, fresh weights; none: as it is."""
-    head_lr_multiplier: Positive = 10.0
-    """The fresh head learns this much faster than the pretrained layers."""
+    ema_decay: Fraction | None = None
+    """Keep an exponential moving average of the weights (per step), and validate and return that."""
+    early_stopping: Count | None = None
+    """Stop after as many epochs without a better validation result; the best weights are kept in any case."""
+    imbalance: Literal["none", "weighted-loss", "weighted-sampling"] = "none"
+    """What to do where classes differ in size: weigh the loss, or draw the samples, by inverse class frequency."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16 runs the forward pass under autocast; auto does so where a short trial on this machine gains by it."""
+    augment: Literal["none", "crop", "crop-flip", "trivial"] = "crop-flip"
+    """Images: random resized crops, mirroring where left and right mean the same, and torchvision's
+    TrivialAugmentWide (Müller & Hutter 2021) on top of both."""
 
 
 class Distilled(Training):
-    """Training that follows a teacher: the network as it was before the stage."""
+    """Training that may follow a teacher; in pruning and quantization that is the network before the stage."""
 
     distill_weight: Annotated[float, Field(ge=0.0, le=1.0, strict=False)] = 0.7
     """Share of the loss that comes from the teacher's softened logits (Hinton et al. 2015)."""
     temperature: Positive = 3.0
+
+
+class Teacher(Strict):
+    """The network that is followed under ``finetune.method = "distill"``: trained for the same classes."""
+
+    source: str
+    weights: str | None = None
+
+
+class Finetune(Distilled):
+    """Carry the pretrained network over to the new classes."""
+
+    method: Literal["fine-tune", "feature-extraction", "retrain", "distill", "none"] = "fine-tune"
+    """fine-tune: train from the given weights; feature-extraction: train the head alone on features that are
+    computed once; retrain: same network, fresh weights; distill: fine-tune after a teacher; none: as it is."""
+    head_lr_multiplier: Positive = 10.0
+    """The fresh head learns this much faster than the pretrained layers."""
+    train_blocks: Count | None = None
+    """Train only the last so many blocks, and the head; all by default."""
+    block_lr_decay: Annotated[float, Field(gt=0.0, le=1.0, strict=False)] = 1.0
+    """Discriminative learning rates: each block, counted from the head, learns at this share of the one behind it
+    (Howard & Ruder 2018)."""
+    unfreeze_every: Count | None = None
+    """Gradual unfreezing: start with the head, and add the next block every so many epochs (Howard & Ruder 2018)."""
+    freeze_batch_norm: bool = False
+    """Leave the batch norms' statistics as pretrained: for sets too small to estimate them."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] | None = None
+    """Rate of all dropout layers of the network; the source's own by default."""
+    teacher: Teacher | None = None
+    feature_weight: NonNegative = 0.0
+    """Weight of the distance between student's and teacher's features (before the heads), through a linear map that
+    is learned along with the student (Romero et al. 2015)."""
+
+    @model_validator(mode="after")
+    def _teacher_fits_method(self) -> Self:
+        if (self.method == "distill") != (self.teacher is not None):
+            raise ValueError('finetune.teacher and finetune.method = "distill" belong together')
+        return self
 
 
 class PruneBudget(Strict):
@@ -109,7 +179,7 @@ class Quantize(Distilled):
     epochs: Count = 3
     learning_rate: Positive = 1e-4
     weight_decay: NonNegative = 0.0
-    augment: Literal["none", "crop", "crop-flip"] = "crop"
+    augment: Literal["none", "crop", "crop-flip", "trivial"] = "crop"
 
 
 class Measure(Strict):
@@ -133,6 +203,14 @@ class Gate(Strict):
     """Largest file size relative to the float file of the same format."""
 
 
+class Evaluate(Strict):
+    """Metrics besides the built-in ones."""
+
+    metrics: list[str] = []
+    """``path/to/file.py:function``, each called with labels (N,) and probabilities (N, K), returns a number or a
+    dictionary of numbers."""
+
+
 class Recipe(Strict):
     """One run: a model, a data set, targets, and a section per stage. An absent section skips its stage."""
 
@@ -145,6 +223,7 @@ class Recipe(Strict):
     finetune: Finetune | None = None
     prune: Prune | None = None
     quantize: Quantize | None = None
+    evaluate: Evaluate = Evaluate()
     measure: Measure = Measure()
     gate: Gate = Gate()
 

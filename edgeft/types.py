@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 FloatArray = npt.NDArray[np.float32]
+InputArray = npt.NDArray[np.float32] | npt.NDArray[np.int32]
+"""Model inputs (N, ...): images (N, C, H, W) float32, token ids (N, T) int32, table rows (N, F) float32."""
 IntArray = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,7 +57,7 @@ class TrainingPhases(Protocol):
 
 
 class Samples(Protocol):
-    """One split of a data set: decoded pixels, labels and content identities, in a fixed order."""
+    """One split of a data set: model inputs, labels and content identities, in a fixed order."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -66,6 +68,19 @@ class Samples(Protocol):
         """Class indices, shape (N,), into the data set's sorted class names."""
 
     def __len__(self) -> int: ...
+
+    def inputs(self, indices: Sequence[int]) -> InputArray:
+        """Return the model inputs (len(indices), ...) of the samples at `indices`, as the device would make them."""
+
+    def name(self, index: int) -> str:
+        """Return what sample `index` is called in messages and reports: a path, or file and row."""
+
+    def preview(self, index: int) -> bytes | str:
+        """Return what a person looks at: the bytes of a small PNG, or a text."""
+
+
+class ImageSamples(Samples, Protocol):
+    """Samples that are pictures, which training may augment before they become inputs."""
 
     def image(self, index: int) -> Pixels:
         """Return sample `index` uncropped, shorter side at `preprocessing.resize`: (H, W, C) uint8."""
@@ -82,6 +97,8 @@ class Splits:
     val: Samples
     test: Samples
     classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    """Complete: what depends on the data (statistics of columns, length of texts) is taken from `train` only."""
     fingerprint: str
     skipped: tuple[str, ...] = ()
     """Files left out because they could not be read (`task.bad_samples = "skip"`)."""
@@ -115,7 +132,7 @@ class EpochRecord:
 class FloatModel:
     """A float network with what it needs to be used: preprocessing, labels and the way it came about.
 
-    `module` maps (N, C, H, W) float32 to logits (N, len(labels)) and is in evaluation mode.
+    `module` maps inputs (N, *preprocessing.input_shape) to logits (N, len(labels)) and is in evaluation mode.
     """
 
     module: torch.nn.Module
@@ -124,9 +141,19 @@ class FloatModel:
     history: tuple[StepRecord, ...] = ()
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one input, (C, H, W)."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input: (C, H, W), (T,) or (F,)."""
         return self.preprocessing.input_shape
+
+
+def example_inputs(preprocessing: Preprocessing, batch: int = 1) -> torch.Tensor:
+    """Return inputs that a network takes, (batch, *input_shape): zeros, or token ids 1 (0 is padding for most)."""
+    import torch
+
+    shape = (batch, *preprocessing.input_shape)
+    if preprocessing.input_dtype == "int32":
+        return torch.ones(shape, dtype=torch.int32)
+    return torch.zeros(shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,13 +229,14 @@ class QuantCoverage:
 class TensorSpec:
     """An input or output of an exported file.
 
-    `layout` is ``nchw``, ``nhwc`` or ``nk``. An integer tensor carries the scale and zero point that turn real
-    values into it: q = round(x / scale) + zero_point, clipped to the dtype.
+    `layout` is ``nchw``, ``nhwc``, or ``nk`` for anything with two dimensions. ``int32`` holds token ids; another
+    integer tensor carries the scale and zero point that turn real values into it:
+    q = round(x / scale) + zero_point, clipped to the dtype.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "int8", "uint8"]
+    dtype: Literal["float32", "int32", "int8", "uint8"]
     layout: Literal["nchw", "nhwc", "nk"]
     scale: float = 0.0
     zero_point: int = 0
@@ -324,6 +352,104 @@ class RatioResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure with its two-sided 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassMetrics:
+    """How one class fares, each figure 0..1; `support` samples have it as label, `predicted` as prediction.
+
+    A figure that is a division by zero (no support, no prediction, or neither) is 0 and named in `undefined`.
+    """
+
+    name: str
+    support: int
+    predicted: int
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    undefined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityBin:
+    """The samples whose highest probability falls into one of equally wide bins: means of it and of being right."""
+
+    samples: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassificationMetrics:
+    """What is known of a classifier's answers on one split, each figure 0..1 with its interval.
+
+    `confusion` (K, K) counts samples by label (row) and prediction (column). The macro figures are plain means over
+    the classes that occur among labels or predictions, as scikit-learn takes them; balanced accuracy is over those
+    among the labels. `reliability` are the bins of the expected calibration error, from low confidence to high.
+    """
+
+    samples: int
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    macro_precision: Estimate
+    macro_recall: Estimate
+    macro_f1: Estimate
+    calibration_error: Estimate
+    top5_accuracy: Estimate | None
+    """With more than five classes."""
+    roc_auc: Estimate | None
+    """With two classes, the second being the positive one, and samples of both."""
+    per_class: tuple[ClassMetrics, ...]
+    confusion: IntArray
+    reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """A sample as it is shown to people: what it is, and what the model took it for.
+
+    `probability` is that of the prediction, `label_probability` that of the true class.
+    """
+
+    index: int
+    id: str
+    name: str
+    label: str
+    prediction: str
+    probability: float
+    label_probability: float
+    png: str = ""
+    """The picture as base64; empty for samples that are texts or table rows."""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confusion:
+    """Samples of one class that were taken for another: `count` of the `support` that the class has."""
+
+    label: str
+    prediction: str
+    count: int
+    support: int
+    exhibits: tuple[Exhibit, ...] = ()
+    """Some of them, the surest mistakes first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """What a classifier gets wrong, to be looked at: samples of highest loss, and the most confused classes."""
+
+    hardest: tuple[Exhibit, ...]
+    confusions: tuple[Confusion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetResult:
     """Everything that was found out about one target; what the report and the verdict are made of."""
 
@@ -341,6 +467,12 @@ class TargetResult:
     """The runtime's other float settings, e.g. f32 where bf16 is its default."""
     ratio: RatioResult
     other_ratios: tuple[RatioResult, ...] = ()
+    metrics: ClassificationMetrics | None = None
+    baseline_metrics: ClassificationMetrics | None = None
+    user_metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the recipe's own `evaluate.metrics` say, by name."""
+    baseline_user_metrics: Mapping[str, float] = field(default_factory=dict)
+    gallery: Gallery | None = None
 
 
 Outcome = Literal["pass", "fail", "inconclusive", "no baseline"]

@@ -1,21 +1,28 @@
-"""Load a data set: verify and identify every sample, split, and store the split to have it again."""
+"""Load a data set: identify every sample by content, split, and complete the preprocessing from the training split."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgeft import recipe
-from edgeft.data.samples import EncodedSamples, PixelCache
-from edgeft.data.sources import SPLITS, Listing, Source, check_counts, list_samples
-from edgeft.errors import DataError
-from edgeft.preprocessing import Preprocessing
-from edgeft.types import Pixels, Progress, Splits, silent
+from edgeft.data import scanning
+from edgeft.data.samples import EncodedSamples, PixelCache, StoredSamples, TableSamples, TextSamples
+from edgeft.data.sources import ImageSource, RowSource, TextSource, check_counts
+from edgeft.data.splitting import split
+from edgeft.errors import ConfigError, DataError
+from edgeft.preprocessing import (
+    ImagePreprocessing,
+    Preprocessing,
+    TabularPreprocessing,
+    TextPreprocessing,
+)
+from edgeft.types import IntArray, Pixels, Progress, Splits, silent
 
 _DECODERS = 4  # threads; Pillow decodes outside the interpreter's lock
 _PROGRESS_EVERY = 50  # samples
@@ -23,146 +30,168 @@ _PROGRESS_EVERY = 50  # samples
 
 def load(
     task: recipe.Task,
-    preprocessing: Preprocessing,
+    template: ImagePreprocessing | TextPreprocessing | None,
     *,
     base: Path,
     seed: int,
     progress: Progress = silent,
 ) -> Splits:
-    """Decode every sample once, identify it by content and return the splits.
+    """Read every sample once, identify it by content and return the splits.
 
-    Folders train/, val/ and test/ are used as they are. What is missing of val and test is cut from train (or
-    from everything) by `task.val_fraction` and `task.test_fraction`: class by class, seeded, at least one
-    sample of each class in each split.
+    Splits that the data set comes with (folders or tables train, val and test, `task.val_data`,
+    `task.test_data`) are used as they are. What is missing of val and test is cut from train (or from everything)
+    by `task.val_fraction` and `task.test_fraction`: class by class, seeded, at least one sample of each class in
+    each split.
 
     Args:
-        task: `task.data` is a folder (relative to `base`) or ``builtin:digits``; `task.bad_samples` says
-            whether a sample that cannot be decoded is an error or is left out and named in `Splits.skipped`.
-        preprocessing: Size and channels to decode to. Up to 1 GiB of decoded pixels is kept.
+        task: Kind, and where the data is (relative to `base`); `task.bad_samples` says whether a sample that
+            cannot be read is an error or is left out and named in `Splits.skipped`.
+        template: What the model wants: for images their size and channels (up to 1 GiB of decoded pixels is
+            kept); for texts the tokenizer, where a `max_length` of 0 is chosen from the training texts; None for
+            tables, whose statistics and categories all come from the training rows.
         base: Folder of the recipe.
         seed: Of the split.
         progress: Told about decoding, in samples.
 
     Raises:
+        ConfigError: `template` is of another kind than the task.
         DataError: As `scan`, or a sample is broken and `task.bad_samples` is ``error``.
     """
-    found = list_samples(task, base)
-    cache = PixelCache()
-    everything = [source for sources in found.groups.values() for source in sources]
-    ids: dict[str, str] = {}
+    if task.kind == "image-classification" and isinstance(template, ImagePreprocessing):
+        return _load_images(task, template, base, seed, progress)
+    if task.kind == "text-classification" and isinstance(template, TextPreprocessing):
+        return _load_texts(task, template, base, seed)
+    if task.kind == "tabular-classification" and template is None:
+        return _load_rows(task, base, seed)
+    got = "table rows" if template is None else f"{template.kind}s"
+    raise ConfigError(
+        f"task.kind is {task.kind!r}, but the model takes {got}",
+        "give a model for this task, or another task.kind",
+    )
+
+
+def _load_images(
+    task: recipe.Task, preprocessing: ImagePreprocessing, base: Path, seed: int, progress: Progress
+) -> Splits:
+    found = scanning.list_images(task, base)
+    decoded = DecodedImages(preprocessing)
     skipped = list(found.bad)
-    for source, result in zip(everything, _decode_all(everything, preprocessing, progress), strict=True):
-        if isinstance(result, DataError):
-            if task.bad_samples == "error":
-                raise result
-            skipped.append(result.message)
-            continue
-        ids[source.name] = cache.put(*result)
-    groups = {
-        group: tuple(source for source in sources if source.name in ids)
-        for group, sources in found.groups.items()
-    }
-    check_counts(Listing(classes=found.classes, groups=groups), task.data)
-    parts = {
-        split: _samples(sources, tuple(ids[source.name] for source in sources), preprocessing, cache)
-        for split, sources in _split(groups, task, seed).items()
-    }
-    return _splits(parts, found.classes, tuple(skipped))
+    groups: dict[str, tuple[ImageSource, ...]] = {}
+    for group, sources in found.groups.items():
+        errors = decoded.add(sources, progress)
+        if errors and task.bad_samples == "error":
+            raise next(iter(errors.values()))
+        skipped += [error.message for error in errors.values()]
+        groups[group] = tuple(source for source in sources if source.name not in errors)
+    check_counts(replace(found, groups=groups))
+    parts = {name: decoded.samples(sources) for name, sources in split(groups, task, seed).items()}
+    return assemble(parts, found.classes, preprocessing, tuple(skipped))
 
 
-def to_manifest(splits: Splits) -> dict[str, Any]:
-    """Return the split as a JSON-ready dictionary that `from_manifest` reads.
-
-    `leaks` names test samples whose content is also in train or val: they flatter the model.
-
-    Args:
-        splits: What `load` or `from_manifest` returned.
-
-    Raises:
-        DataError: The samples do not come from `load`, so their sources are not known.
-    """
-    entries = {}
-    for split in SPLITS:
-        samples = getattr(splits, split)
-        if not isinstance(samples, EncodedSamples):
-            raise DataError(f"{split}: only splits made by edgeft.data.load can be stored")
-        entries[split] = [
-            {"id": identity, "source": source.name, "label": source.label}
-            for identity, source in zip(samples.ids, samples.sources, strict=True)
-        ]
-    seen = {entry["id"] for split in ("train", "val") for entry in entries[split]}
-    return {
-        "version": 1,
-        "classes": list(splits.classes),
-        "fingerprint": splits.fingerprint,
-        "skipped": list(splits.skipped),
-        "leaks": [entry["source"] for entry in entries["test"] if entry["id"] in seen],
-        "splits": entries,
-    }
+def _load_texts(task: recipe.Task, template: TextPreprocessing, base: Path, seed: int) -> Splits:
+    found = scanning.list_texts(task, base)
+    parts = split(found.groups, task, seed)
+    preprocessing = template.fitted([source.text for source in parts["train"]])
+    samples = {name: text_samples(sources, preprocessing) for name, sources in parts.items()}
+    return assemble(samples, found.classes, preprocessing, found.bad)
 
 
-def from_manifest(
-    manifest: Mapping[str, Any],
-    task: recipe.Task,
-    preprocessing: Preprocessing,
-    *,
-    base: Path,
-    progress: Progress = silent,
-) -> Splits:
-    """Return the splits that `to_manifest` stored, every sample checked against its content id.
+def _load_rows(task: recipe.Task, base: Path, seed: int) -> Splits:
+    found, features = scanning.list_rows(task, base)
+    parts = split(found.groups, task, seed)
+    preprocessing = TabularPreprocessing.fitted(
+        [source.cells for source in parts["train"]], features.columns, features.numeric
+    )
+    samples = {name: row_samples(sources, preprocessing) for name, sources in parts.items()}
+    return assemble(samples, found.classes, preprocessing, found.bad)
 
-    Files that were added to the folder since then are not part of them.
 
-    Raises:
-        DataError: A sample changed or is gone, or the manifest is of another version or contradicts itself.
-    """
-    if manifest.get("version") != 1:
-        raise DataError(f"data manifest: version {manifest.get('version')!r}; this edgeft reads version 1")
-    known: dict[str, bytes | Path] = {}
-    if task.data.startswith("builtin:"):
-        known = {source.name: source.encoded for source in list_samples(task, base).groups["all"]}
-    parts: dict[str, EncodedSamples] = {}
-    cache = PixelCache()
-    for split in SPLITS:
-        entries = manifest["splits"][split]
-        sources = tuple(
-            Source(
-                name=entry["source"],
-                label=entry["label"],
-                encoded=known.get(entry["source"]) or base / task.data / entry["source"],
-            )
-            for entry in entries
+def text_samples(sources: Sequence[TextSource], preprocessing: TextPreprocessing) -> TextSamples:
+    """Return texts as samples."""
+    return TextSamples(
+        sources=tuple(sources),
+        ids=tuple(source.identity() for source in sources),
+        labels=_labels(sources),
+        encoded=preprocessing.encode([source.text for source in sources]),
+    )
+
+
+def row_samples(sources: Sequence[RowSource], preprocessing: TabularPreprocessing) -> TableSamples:
+    """Return rows of a table as samples. Raises `DataError` for a cell that cannot be a feature."""
+    cells, names = [source.cells for source in sources], [source.name for source in sources]
+    return TableSamples(
+        sources=tuple(sources),
+        ids=tuple(source.identity() for source in sources),
+        labels=_labels(sources),
+        encoded=preprocessing.encode(cells, names=names),
+    )
+
+
+class DecodedImages:
+    """Images that were decoded once: their content ids, and their pixels as far as they fit into memory."""
+
+    def __init__(self, preprocessing: ImagePreprocessing) -> None:
+        self._preprocessing = preprocessing
+        self._cache = PixelCache()
+        self._pixel_digests: dict[str, str] = {}
+        self.ids: dict[str, str] = {}
+        """Content id by the source's name."""
+
+    def add(self, sources: Sequence[ImageSource], progress: Progress) -> dict[str, DataError]:
+        """Decode images and return the errors by name; those that failed get no id."""
+        errors: dict[str, DataError] = {}
+        for source, result in zip(sources, self._decode(sources, progress), strict=True):
+            if isinstance(result, DataError):
+                errors[source.name] = result
+                continue
+            identity, digest, pixels = result
+            self.ids[source.name] = identity
+            self._pixel_digests[identity] = digest
+            self._cache.put(identity, pixels)
+        return errors
+
+    def samples(self, sources: Sequence[ImageSource]) -> EncodedSamples:
+        """Return decoded sources as samples."""
+        return EncodedSamples(
+            sources=tuple(sources),
+            ids=tuple(self.ids[source.name] for source in sources),
+            labels=_labels(sources),
+            preprocessing=self._preprocessing,
+            cache=self._cache,
+            pixel_digests=self._pixel_digests,
         )
-        ids = tuple(entry["id"] for entry in entries)
-        for source, identity, result in zip(
-            sources, ids, _decode_all(sources, preprocessing, progress), strict=True
-        ):
-            if isinstance(result, DataError) or result[0] != identity:
-                raise DataError(
-                    f"task.data: {source.name} changed or is gone since the data set was split",
-                    "restore it, or remove the stored data stage to split anew",
-                )
-            cache.put(*result)
-        parts[split] = _samples(sources, ids, preprocessing, cache)
-    splits = _splits(parts, tuple(manifest["classes"]), tuple(manifest["skipped"]))
-    if splits.fingerprint != manifest["fingerprint"]:
-        raise DataError("data manifest: its fingerprint does not fit its samples", "remove it to split anew")
-    return splits
+
+    def _decode(
+        self, sources: Sequence[ImageSource], progress: Progress
+    ) -> Iterator[tuple[str, str, Pixels] | DataError]:
+        """Yield content id, hash of the pixels and pixels of every source in order, or the error in their place."""
+
+        def decode(source: ImageSource) -> tuple[str, str, Pixels] | DataError:
+            try:
+                encoded = source.read()
+                pixels = self._preprocessing.load(encoded, name=source.name)
+            except DataError as error:
+                return error
+            digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+            return hashlib.sha256(encoded).hexdigest(), digest, pixels
+
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            for done, result in enumerate(pool.map(decode, sources), start=1):
+                if done % _PROGRESS_EVERY == 0 or done == len(sources):
+                    progress("reading images", done=done, total=len(sources))
+                yield result
 
 
-def _samples(
-    sources: tuple[Source, ...], ids: tuple[str, ...], preprocessing: Preprocessing, cache: PixelCache
-) -> EncodedSamples:
-    labels = np.array([source.label for source in sources], dtype=np.int64)
-    return EncodedSamples(sources=sources, ids=ids, labels=labels, preprocessing=preprocessing, cache=cache)
-
-
-def _splits(
-    parts: Mapping[str, EncodedSamples], classes: tuple[str, ...], skipped: tuple[str, ...]
+def assemble(
+    parts: Mapping[str, StoredSamples],
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    skipped: tuple[str, ...],
 ) -> Splits:
+    """Return the splits with their fingerprint: a SHA-256 over classes, and content id and label of each sample."""
     lines = sorted(
-        f"{split} {identity} {label}"
-        for split, samples in parts.items()
+        f"{name} {identity} {label}"
+        for name, samples in parts.items()
         for identity, label in zip(samples.ids, samples.labels, strict=True)
     )
     fingerprint = hashlib.sha256("\n".join([*classes, "", *lines]).encode()).hexdigest()
@@ -171,53 +200,11 @@ def _splits(
         val=parts["val"],
         test=parts["test"],
         classes=classes,
+        preprocessing=preprocessing,
         fingerprint=fingerprint,
         skipped=skipped,
     )
 
 
-def _decode_all(
-    sources: Iterable[Source], preprocessing: Preprocessing, progress: Progress
-) -> Iterable[tuple[str, Pixels] | DataError]:
-    """Yield content id and pixels of every source in order, or the error in its place."""
-    sources = list(sources)
-
-    def decode(source: Source) -> tuple[str, Pixels] | DataError:
-        try:
-            encoded = source.read()
-            return hashlib.sha256(encoded).hexdigest(), preprocessing.load(encoded, name=source.name)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        for done, result in enumerate(pool.map(decode, sources), start=1):
-            if done % _PROGRESS_EVERY == 0 or done == len(sources):
-                progress("reading images", done=done, total=len(sources))
-            yield result
-
-
-def _split(
-    groups: Mapping[str, tuple[Source, ...]], task: recipe.Task, seed: int
-) -> dict[str, tuple[Source, ...]]:
-    """Cut the missing splits from ``all`` or ``train``, class by class.
-
-    Not scikit-learn's stratified split: that one may leave a small class without a sample in a small split.
-    """
-    pool = groups.get("all") or groups["train"]
-    fractions = {"val": task.val_fraction, "test": task.test_fraction}
-    cut = {split: fraction for split, fraction in fractions.items() if split not in groups}
-    parts: dict[str, list[int]] = {split: [] for split in ("train", *cut)}
-    labels = np.array([source.label for source in pool])
-    for label in range(labels.max() + 1):
-        members = np.flatnonzero(labels == label)
-        order = np.random.default_rng((seed, label)).permutation(members)
-        start = 0
-        for position, (split, fraction) in enumerate(cut.items(), start=1):
-            # Room is left for one sample in each split that follows, train included.
-            room = len(order) - start - (len(cut) - position + 1)
-            size = min(max(1, round(fraction * len(members))), room)
-            parts[split] += order[start : start + size].tolist()
-            start += size
-        parts["train"] += order[start:].tolist()
-    made = {split: tuple(pool[index] for index in sorted(indices)) for split, indices in parts.items()}
-    return {split: made.get(split) or groups[split] for split in SPLITS}
+def _labels(sources: Sequence[ImageSource | TextSource | RowSource]) -> IntArray:
+    return np.array([source.label for source in sources], dtype=np.int64)

@@ -1,19 +1,33 @@
-"""Splits in memory: decoded pixels up to a bound, decoded again beyond it."""
+"""Splits in memory: images decoded up to a bound and again beyond it; texts and rows encoded once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from edgeft.calibration import CalibrationRecipe
-from edgeft.data.sources import Source
+from edgeft.data.sources import ImageSource, RowSource, Source, TextSource
 from edgeft.errors import DataError
-from edgeft.preprocessing import Preprocessing
-from edgeft.types import IntArray, Pixels, Samples
+from edgeft.preprocessing import ImagePreprocessing
+from edgeft.types import FloatArray, ImageSamples, InputArray, IntArray, Pixels, Samples
 
 CACHE_BYTES = 1 << 30
+_PREVIEW_EDGE = 128  # pixels
+
+
+class StoredSamples(Samples, Protocol):
+    """Samples whose sources are known, so that a manifest can bring them back."""
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Where each sample comes from."""
+
+    def likeness(self) -> Sequence[str]:
+        """Return a key per sample that is equal for samples which a person would call the same."""
 
 
 @dataclass(slots=True)
@@ -27,23 +41,24 @@ class PixelCache:
     used: int = 0
     images: dict[str, Pixels] = field(default_factory=dict)
 
-    def put(self, key: str, pixels: Pixels) -> str:
-        """Keep `pixels` (H, W, C) if they fit, and return `key`."""
+    def put(self, key: str, pixels: Pixels) -> None:
+        """Keep `pixels` (H, W, C) if they fit."""
         if key not in self.images and self.used + pixels.nbytes <= self.limit:
             self.images[key] = pixels
             self.used += pixels.nbytes
-        return key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedSamples:
-    """Samples that are decoded from their sources (`types.Samples`)."""
+    """Images that are decoded from their sources (`types.ImageSamples`)."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[ImageSource, ...]
     ids: tuple[str, ...]
     labels: IntArray
-    preprocessing: Preprocessing
+    preprocessing: ImagePreprocessing
     cache: PixelCache
+    pixel_digests: Mapping[str, str]
+    """Hash of the decoded pixels by content id: the same for one picture in two files of different bytes."""
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -59,6 +74,89 @@ class EncodedSamples:
     def pixels(self, index: int) -> Pixels:
         """Return the centre crop of `image(index)`: (size, size, C) uint8."""
         return self.preprocessing.crop(self.image(index))
+
+    def inputs(self, indices: Sequence[int]) -> FloatArray:
+        """Return model inputs (len(indices), C, H, W) float32."""
+        return self.preprocessing.normalize(np.stack([self.pixels(index) for index in indices]))
+
+    def name(self, index: int) -> str:
+        """Return the path of sample `index`."""
+        return self.sources[index].name
+
+    def preview(self, index: int) -> bytes:
+        """Return sample `index` as a PNG of at most 128 pixels a side, uncropped."""
+        from PIL import Image
+
+        pixels = self.image(index)
+        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        picture.thumbnail((_PREVIEW_EDGE, _PREVIEW_EDGE))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG", optimize=True)
+        return buffer.getvalue()
+
+    def likeness(self) -> tuple[str, ...]:
+        """Return the hash of each sample's decoded pixels."""
+        return tuple(self.pixel_digests[identity] for identity in self.ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSamples:
+    """Texts, tokenized (`types.Samples`)."""
+
+    sources: tuple[TextSource, ...]
+    ids: tuple[str, ...]
+    labels: IntArray
+    encoded: InputArray
+    """Token ids (N, T) int32."""
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def inputs(self, indices: Sequence[int]) -> InputArray:
+        """Return token ids (len(indices), T) int32."""
+        return self.encoded[list(indices)]
+
+    def name(self, index: int) -> str:
+        """Return table and line of sample `index`."""
+        return self.sources[index].name
+
+    def preview(self, index: int) -> str:
+        """Return the text of sample `index`."""
+        return self.sources[index].text
+
+    def likeness(self) -> tuple[str, ...]:
+        """Return each text without case and with single spaces."""
+        return tuple(" ".join(source.text.casefold().split()) for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSamples:
+    """Rows of features (`types.Samples`)."""
+
+    sources: tuple[RowSource, ...]
+    ids: tuple[str, ...]
+    labels: IntArray
+    encoded: InputArray
+    """Features (N, F) float32."""
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def inputs(self, indices: Sequence[int]) -> InputArray:
+        """Return features (len(indices), F) float32."""
+        return self.encoded[list(indices)]
+
+    def name(self, index: int) -> str:
+        """Return table and line of sample `index`."""
+        return self.sources[index].name
+
+    def preview(self, index: int) -> str:
+        """Return the cells of sample `index`, a line per column."""
+        return "\n".join(f"{column} = {cell}" for column, cell in self.sources[index].cells.items())
+
+    def likeness(self) -> tuple[str, ...]:
+        """Return each row's content id."""
+        return self.ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +177,22 @@ class _Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def inputs(self, indices: Sequence[int]) -> InputArray:
+        return self.samples.inputs([self.indices[index] for index in indices])
+
+    def name(self, index: int) -> str:
+        return self.samples.name(self.indices[index])
+
+    def preview(self, index: int) -> bytes | str:
+        return self.samples.preview(self.indices[index])
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageSubset(_Subset):
+    """Some images of others."""
+
+    samples: ImageSamples
+
     def image(self, index: int) -> Pixels:
         return self.samples.image(self.indices[index])
 
@@ -87,8 +201,11 @@ class _Subset:
 
 
 def subset(samples: Samples, indices: Sequence[int]) -> Samples:
-    """Return a view of the samples at `indices`, in that order."""
-    return _Subset(samples, tuple(int(index) for index in indices))
+    """Return a view of the samples at `indices`, in that order; images stay images."""
+    chosen = tuple(int(index) for index in indices)
+    if isinstance(samples, EncodedSamples | _ImageSubset):
+        return _ImageSubset(samples, chosen)
+    return _Subset(samples, chosen)
 
 
 def calibration_samples(train: Samples, recipe: CalibrationRecipe, seed: int) -> Samples:

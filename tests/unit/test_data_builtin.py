@@ -14,9 +14,9 @@ from PIL import Image
 from edgeft import data, recipe
 from edgeft.calibration import CalibrationRecipe
 from edgeft.errors import DataError
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ImagePreprocessing
 
-GREY = Preprocessing(size=32, resize=32, channels=1, mean=(0.5,), std=(0.5,))
+GREY = ImagePreprocessing(size=32, resize=32, channels=1, mean=(0.5,), std=(0.5,))
 DIGITS = recipe.Task(data="builtin:digits")
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from edgeft import data, recipe
 from edgeft.errors import DataError
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ImagePreprocessing
 
-PREPROCESSING = Preprocessing(size=8, resize=10, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+PREPROCESSING = ImagePreprocessing(size=8, resize=10, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def write_images(folder: Path, count: int, start: int = 0) -> None:

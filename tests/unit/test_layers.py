@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "edgeft"
 # From the bottom to the top; a module imports only from layers below its own.
 LAYERS = (
     ("errors",),
+    ("resources", "extras", "schema", "lock"),
     ("preprocessing",),
     ("types",),
-    ("resources", "extras", "schema", "lock"),
     ("recipe", "target", "calibration"),
     ("data", "models", "training", "pruning", "quantization", "exporters", "runtimes"),
     ("measure",),
@@ -45,7 +45,8 @@ WITHOUT_TORCH = (
 WITH_TORCH = {"models", "training", "pruning", "quantization", "exporters", "pipeline", "stages"}
 HEAVY = {
     "torch", "torchao", "torchvision", "lightning", "torchmetrics", "timm", "sklearn", "safetensors",
-    "torch_pruning", "litert_torch", "onnxscript",
+    "torch_pruning", "litert_torch", "onnxscript", "tokenizers", "transformers", "h5py",
+    "onnx2torch", "keras",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
+class ImagePreprocessing:
     """How a picture becomes a model input.
 
     The shorter side is resized to `resize` pixels, the centre `size` x `size` is cropped, channels become
@@ -43,6 +43,9 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation = "bilinear"
+
+    kind: ClassVar[Literal["image"]] = "image"
+    input_dtype: ClassVar[Literal["float32"]] = "float32"
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -108,14 +111,19 @@ class Preprocessing:
         scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
+    def files(self) -> dict[str, str]:
+        """Return the files that belong beside `to_dict`: none."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Preprocessing:
+    def from_dict(cls, data: dict[str, Any]) -> ImagePreprocessing:
         """Read what `to_dict` wrote."""
-        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+        fields = {key: value for key, value in data.items() if key != "kind"}
+        return cls(**{**fields, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
 
 def _pil_filter(name: Interpolation) -> Any:

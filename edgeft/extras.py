@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import logging
+import os
+from collections.abc import Iterator
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -26,7 +30,14 @@ _PACKAGES = {
     "ai_edge_litert": ("ai-edge-litert", "tflite"),
     "timm": ("timm", "vision"),
     "torchvision": ("torchvision", "vision"),
+    "transformers": ("transformers", "text"),
+    "tokenizers": ("tokenizers", "text"),
+    "h5py": ("h5py", "keras"),
+    "onnx2torch": ("onnx2torch", "onnx"),
 }
+_WITH_TORCHAO = ("torchao", "transformers")
+# These import torchvision, themselves or on the way.
+_WITH_TORCHVISION = ("torchvision", "timm", "torchmetrics", "lightning", "transformers", "onnx2torch")
 
 
 def is_installed(module: str) -> bool:
@@ -63,9 +74,27 @@ def load(module: str, purpose: str) -> Any:
         MissingDependencyError: It is not installed.
     """
     require(module, purpose)
-    if module.partition(".")[0] in ("torchvision", "timm", "torchmetrics", "lightning"):
+    top = module.partition(".")[0]
+    if top in _WITH_TORCHVISION:
         declare_torchvision_ops()
-    return importlib.import_module(module)
+    with _quiet_torchao() if top in _WITH_TORCHAO else contextlib.nullcontext():
+        return importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def _quiet_torchao() -> Iterator[None]:
+    """Import torchao without what it says about CUDA libraries and enums that nobody here can act on."""
+    # Its compiled kernels are for GPUs and low-bit formats; each one that does not load would be a warning.
+    os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 _declared: list[Any] = []

@@ -1,7 +1,32 @@
-"""Networks: builtin, timm and torchvision, with local weights and a head for new classes. Imports torch."""
+"""Networks for a task: sources, weights with an account, heads, and surgery on any module. Imports torch."""
 
-from edgeft.models.building import BuiltModel, build, check_input
-from edgeft.models.sources import default_preprocessing
-from edgeft.models.weight_files import LoadAccount
+from edgeft.models.account import BuiltModel, LoadAccount
+from edgeft.models.building import build, check_input
+from edgeft.models.inputs import example_input
+from edgeft.models.sources import default_preprocessing, files
+from edgeft.models.surgery import (
+    Block,
+    adapt_input_channels,
+    blocks,
+    cut_after,
+    find_head,
+    freeze_to,
+    replace_head,
+)
 
-__all__ = ["BuiltModel", "LoadAccount", "build", "check_input", "default_preprocessing"]
+__all__ = [
+    "Block",
+    "BuiltModel",
+    "LoadAccount",
+    "adapt_input_channels",
+    "blocks",
+    "build",
+    "check_input",
+    "cut_after",
+    "default_preprocessing",
+    "example_input",
+    "files",
+    "find_head",
+    "freeze_to",
+    "replace_head",
+]

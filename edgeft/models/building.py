@@ -1,30 +1,21 @@
-"""Build a network for a task: construct, find the head, load weights, check the input size."""
+"""Build a network for a task: make or convert it, give it its head and weights, check that it takes the inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgeft import recipe
 from edgeft.errors import ModelError
-from edgeft.models import weight_files
-from edgeft.models.sources import Constructor, constructor, default_preprocessing, shipped_weights
-from edgeft.models.weight_files import LoadAccount
-from edgeft.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltModel:
-    """A network in evaluation mode, the dotted prefix of its head, and where its tensors came from."""
-
-    module: nn.Module
-    head: str
-    account: LoadAccount
+from edgeft.models import huggingface, inputs, programs, sources, surgery, weight_files
+from edgeft.models.account import BuiltModel, LoadAccount
+from edgeft.models.sources import CODE, Constructor, constructor, shipped_weights
+from edgeft.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 
 
 def build(
@@ -33,12 +24,13 @@ def build(
     *,
     base: Path,
     seed: int,
+    preprocessing: Preprocessing,
     fresh: bool = False,
     keep_head: bool = False,
 ) -> BuiltModel:
     """Build the network of a recipe for `classes` classes, from its weights.
 
-    Weights are never downloaded. A builtin network that ships with weights uses them where `model.weights` is
+    Only hub names download anything. A builtin network that ships with weights uses them where `model.weights` is
     absent. The head is fresh, drawn from `seed`, whatever head the file has.
 
     Args:
@@ -46,38 +38,184 @@ def build(
         classes: Size of the head, at least 2.
         base: Folder of the recipe.
         seed: Of the fresh values. torch's own generator is left alone.
-        fresh: Use no weights at all (``finetune.method = "retrain"``).
+        preprocessing: Complete; its `input_shape` is what the network must take.
+        fresh: Use no weights at all (``finetune.method = "retrain"``). A .pt2 keeps its own: it cannot be trained.
         keep_head: Take the head from the file too, for a network that is trained already
             (``finetune.method = "none"``).
 
     Raises:
-        ModelError: Unknown source; missing, unreadable or unfitting weights; no weights and not `fresh`; an
-            input too small for the network.
+        ModelError: Unknown source; missing, unreadable or unfitting weights; no weights and not `fresh`; inputs
+            that do not fit the network.
         MissingDependencyError: The source's package is not installed.
     """
-    construct = constructor(model.source)
-    module = _construct(construct, classes, seed, model.source)
-    head = _find_head(module, _construct(construct, classes + 1, seed, model.source), model.source)
-    file = None if fresh else _weights_file(model, base)
-    if file is None:
-        account = LoadAccount(fresh=tuple(module.state_dict()))
+    built = _assemble(
+        model, classes, base=base, seed=seed, preprocessing=preprocessing, fresh=fresh, keep_head=keep_head
+    )
+    inputs.check(built.module, preprocessing, model.source, classes)
+    return built
+
+
+def _assemble(
+    model: recipe.Model,
+    classes: int,
+    *,
+    base: Path,
+    seed: int,
+    preprocessing: Preprocessing,
+    fresh: bool,
+    keep_head: bool,
+) -> BuiltModel:
+    """Build without checking the inputs; see `build`."""
+    scheme, name = sources.parse(model.source)
+    example = inputs.example_input(preprocessing)
+    if scheme == "hf":
+        if not isinstance(preprocessing, ImagePreprocessing | TextPreprocessing):
+            raise ModelError(f"model.source {model.source}: takes images or texts, not rows of a table")
+        built = huggingface.build(
+            name,
+            classes,
+            base=base,
+            seed=seed,
+            preprocessing=preprocessing,
+            example=example,
+            weights=base / model.weights if model.weights else None,
+            fresh=fresh,
+            keep_head=keep_head,
+        )
+    elif scheme in ("keras", "onnx"):
+        built = _converted(
+            model, classes, base=base, seed=seed, example=example, fresh=fresh, keep_head=keep_head
+        )
+    elif scheme == "pt2":
+        module, _ = programs.load_exported(base / name)
+        built = BuiltModel(
+            module=module,
+            head="",
+            account=LoadAccount(loaded=tuple(module.state_dict())),
+            not_trainable=programs.EXPORTED_NOT_TRAINABLE,
+            not_prunable=programs.EXPORTED_NOT_TRAINABLE,
+        )
     else:
-        label = f"model.weights: {file.name} for {model.source}"
-        account = weight_files.load(module, weight_files.read(file), head, keep_head=keep_head, label=label)
-    module.eval()
-    _check_input(module, default_preprocessing(model), model.source)
-    return BuiltModel(module=module, head=head, account=account)
+        construct = constructor(model.source, base, preprocessing)
+        built = _constructed(
+            model, construct, classes, base=base, seed=seed, example=example, fresh=fresh, keep_head=keep_head
+        )
+    built.module.eval()
+    return _fit_channels(built, preprocessing)
 
 
-def check_input(model: recipe.Model, preprocessing: Preprocessing) -> None:
-    """Check that the network of a recipe can take inputs of this size, before any work.
+def check_input(model: recipe.Model, preprocessing: Preprocessing, *, base: Path) -> None:
+    """Check that the network of a recipe can take inputs of this shape, before any work.
 
     Raises:
         ModelError: The network fails on them, or strides over feature maps that are a single pixel already;
             names a size that works.
     """
-    module = _construct(constructor(model.source), 2, 0, model.source).eval()
-    _check_input(module, preprocessing, model.source)
+    built = _assemble(model, 2, base=base, seed=0, preprocessing=preprocessing, fresh=True, keep_head=False)
+    inputs.check(built.module, preprocessing, model.source, None)
+
+
+def _constructed(
+    model: recipe.Model,
+    construct: Constructor,
+    classes: int,
+    *,
+    base: Path,
+    seed: int,
+    example: torch.Tensor,
+    fresh: bool,
+    keep_head: bool,
+) -> BuiltModel:
+    """Build from an architecture's name or the user's code, and a weights file."""
+    module = _construct(construct, classes, seed, model.source)
+    user_code = sources.parse(model.source)[0] == CODE
+    if user_code:
+        head = surgery.find_head(module, _with_channels_of(module, example))
+    else:
+        head = _grown_layer(module, _construct(construct, classes + 1, seed, model.source), model.source)
+    if fresh:
+        notes = _redraw(module, seed) if user_code else ()
+        account = LoadAccount(fresh=tuple(module.state_dict()), notes=notes)
+    elif user_code and model.weights is None:
+        account = LoadAccount(
+            notes=(f"all {len(module.state_dict())} tensors are as {model.source} made them",)
+        )
+    else:
+        account = _load(module, _weights_file(model, base), model, head, keep_head=keep_head)
+    return BuiltModel(module=module, head=head, account=account)
+
+
+def _converted(
+    model: recipe.Model,
+    classes: int,
+    *,
+    base: Path,
+    seed: int,
+    example: torch.Tensor,
+    fresh: bool,
+    keep_head: bool,
+) -> BuiltModel:
+    """Build from a file that holds architecture and weights."""
+    scheme, name = sources.parse(model.source)
+    notes: tuple[str, ...] = ()
+    if scheme == "keras":
+        network = sources.keras(model, base)
+        notes, shape = network.notes, network.input_shape
+        module: nn.Module = network.module
+    else:
+        module, shape = programs.load_onnx(base / name)
+    # Channels may differ (they are adapted); the rest of the shape is part of the network.
+    if tuple(example.shape[2:]) != shape[1:] or (len(shape) == 1 and example.shape[1] != shape[0]):
+        raise ModelError(
+            f"model.source {model.source} takes inputs {shape}, and the data gives {tuple(example.shape[1:])}"
+        )
+    own_example = torch.zeros(1, *shape)
+    head = surgery.find_head(module, own_example)
+    given = {tensor for tensor, _ in module.named_parameters()}
+    if not keep_head:
+        surgery.replace_head(module, classes, seed, example=own_example)
+    elif (width := _watch_width(module, own_example)) != classes:
+        raise ModelError(
+            f"model.source {model.source} was trained for {width} classes, and the data has {classes}",
+            "use a finetune.method that trains a head for these classes",
+        )
+    in_head = {tensor for tensor in given if tensor.startswith(f"{head}.")}
+    if fresh:
+        notes = (*notes, *_redraw(module, seed))
+        account = LoadAccount(fresh=tuple(module.state_dict()), notes=notes)
+    elif model.weights is not None and not model.weights.endswith(".h5"):
+        account = _load(module, base / model.weights, model, head, keep_head=keep_head)
+        account = dataclasses.replace(account, notes=notes)
+    else:
+        account = LoadAccount(
+            loaded=tuple(t for t in module.state_dict() if keep_head or t not in in_head),
+            left_out=() if keep_head else tuple(sorted(in_head)),
+            fresh=()
+            if keep_head
+            else tuple(f"{head}.{t}" for t, _ in module.get_submodule(head).named_parameters()),
+            notes=notes,
+        )
+    return BuiltModel(module=module, head=head, account=account)
+
+
+def _with_channels_of(module: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    """Return the example with as many channels as the first convolution takes: they are adapted afterwards."""
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    return (
+        example
+        if first is None or example.ndim != 4
+        else example[:, :1].expand(-1, first.in_channels, -1, -1)
+    )
+
+
+def _watch_width(module: nn.Module, example: torch.Tensor) -> int:
+    with torch.inference_mode():
+        return int(module(example).shape[1])
+
+
+def _load(module: nn.Module, file: Path, model: recipe.Model, head: str, *, keep_head: bool) -> LoadAccount:
+    label = f"model.weights: {file.name} for {model.source}"
+    return weight_files.load(module, weight_files.read(file), head, keep_head=keep_head, label=label)
 
 
 def _weights_file(model: recipe.Model, base: Path) -> Path:
@@ -103,7 +241,23 @@ def _construct(construct: Constructor, classes: int, seed: int, source: str) -> 
             ) from error
 
 
-def _find_head(module: nn.Module, larger: nn.Module, source: str) -> str:
+def _redraw(module: nn.Module, seed: int) -> tuple[str, ...]:
+    """Give every layer fresh values, in place; return a note on what has no rule for that."""
+    drawn: set[str] = set()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, layer in module.named_modules():
+            reset: Callable[[], Any] | None = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+                drawn |= {f"{name}.{key}".lstrip(".") for key, _ in layer.named_parameters(recurse=False)}
+    kept = [name for name, _ in module.named_parameters() if name not in drawn]
+    return (
+        f"{len(kept)} parameters keep their values, their layers cannot be reset: {', '.join(kept[:4])}",
+    ) * bool(kept)
+
+
+def _grown_layer(module: nn.Module, larger: nn.Module, source: str) -> str:
     """Return the dotted name of the layer whose parameters grow with the number of classes.
 
     This holds for every architecture, where a list of attribute names (fc, classifier.1, head.fc) would not.
@@ -121,55 +275,14 @@ def _find_head(module: nn.Module, larger: nn.Module, source: str) -> str:
     return grown.pop()
 
 
-def _check_input(module: nn.Module, preprocessing: Preprocessing, source: str) -> None:
-    size = preprocessing.size
-    problem = _input_problem(module, preprocessing.channels, size)
-    if not problem:
-        return
-    sizes = (larger for larger in (16, 32, 64, 96, 128, 160, 192, 224, 256, 384) if larger > size)
-    works = next((str(s) for s in sizes if not _input_problem(module, preprocessing.channels, s)), "")
-    raise ModelError(
-        f"model.input_size: {source} cannot take {size} x {size} pixels: {problem}",
-        f"set model.input_size to {works} or more" if works else "leave model.input_size out",
-    )
-
-
-def _input_problem(module: nn.Module, channels: int, size: int) -> str:
-    """Return why one input of this size does not go through, or an empty string."""
-    with _stride_watch(module) as wasted, torch.inference_mode():
-        try:
-            logits = module(torch.zeros(1, channels, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            return str(error).partition("\n")[0]
-    if wasted:
-        return f"layer {wasted[0]} strides over a map that is smaller than its stride"
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        return "the output is not a matrix of logits (N, classes)"
-    return ""
-
-
-@contextmanager
-def _stride_watch(module: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of layers that subsample what is down to less than their stride.
-
-    Such a network runs without an error and sees little but padding.
-    """
-    wasted: list[str] = []
-
-    def watch(name: str, stride: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            if min(inputs[0].shape[-2:]) < stride:
-                wasted.append(name)
-
-        return hook
-
-    handles = []
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            stride = max(layer.stride) if isinstance(layer.stride, tuple) else int(layer.stride)
-            handles.append(layer.register_forward_pre_hook(watch(name, stride)))
-    try:
-        yield wasted
-    finally:
-        for handle in handles:
-            handle.remove()
+def _fit_channels(built: BuiltModel, preprocessing: Preprocessing) -> BuiltModel:
+    """Adapt the first convolution to pictures of another number of channels, and say so."""
+    if not isinstance(preprocessing, ImagePreprocessing) or not built.trainable:
+        return built
+    first = next((layer for layer in built.module.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is None or first.groups != 1 or first.in_channels == preprocessing.channels:
+        return built
+    name = surgery.adapt_input_channels(built.module, preprocessing.channels)
+    note = f"{name} adapted from {first.in_channels} to {preprocessing.channels} input channels"
+    account = dataclasses.replace(built.account, notes=(*built.account.notes, note))
+    return dataclasses.replace(built, account=account)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -106,6 +107,26 @@ def resnet8(classes: int) -> Classifier:
         ("block3", ResidualBlock(32, 64, stride=2)),
     )
     return Classifier(features, 64, classes)
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron for tables: linear, batch norm and ReLU per hidden layer, then ``head``."""
+
+    def __init__(self, inputs: int, classes: int, hidden: tuple[int, ...] = (64, 32)) -> None:
+        super().__init__()
+        widths = (inputs, *hidden)
+        self.features = nn.Sequential(
+            *(
+                _named(("linear", nn.Linear(i, o, bias=False)), ("bn", nn.BatchNorm1d(o)), ("act", nn.ReLU()))
+                for i, o in pairwise(widths)
+            )
+        )
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map rows (N, inputs) to logits (N, classes)."""
+        logits: torch.Tensor = self.head(self.features(x))
+        return logits
 
 
 NETWORKS = {"digitsnet": digitsnet, "resnet8": resnet8}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from edgeft import extras
 from edgeft.errors import ModelError
+from edgeft.models.account import LoadAccount
 
 Tensors = dict[str, torch.Tensor]
 
@@ -20,19 +20,6 @@ _SUFFIXES = (".safetensors", ".pth", ".pt")
 _COPY_AGAIN = "copy or download the file again"
 # What torch's unpickler stumbles over in a damaged file.
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, struct.error)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadAccount:
-    """What became of every tensor, by name.
-
-    `loaded` came from the file, `left_out` is in the file but not used (its head), `fresh` is in the network
-    but not from the file (the new head).
-    """
-
-    loaded: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    fresh: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Tensors:
@@ -43,6 +30,11 @@ def read(path: Path) -> Tensors:
     Raises:
         ModelError: No such file, another format, a broken file, or a pickle that holds more than tensors.
     """
+    if path.name.endswith(".weights.h5"):
+        raise ModelError(
+            f"model.weights: {path.name} belongs to a Keras model, and model.source is none",
+            "give the Keras model too, as model.source = 'keras:FILE'",
+        )
     if path.suffix not in _SUFFIXES:
         raise ModelError(f"model.weights: {path} is no weights file; allowed are {', '.join(_SUFFIXES)}")
     if not path.is_file():
@@ -101,6 +93,7 @@ def load(module: nn.Module, tensors: Tensors, head: str, *, keep_head: bool, lab
             architecture or, with `keep_head`, to another number of classes.
     """
     state = module.state_dict()
+    tensors = _without_wrapper(tensors, state)
     wanted = [name for name in state if keep_head or not _below(name, head)]
     offered = [name for name in tensors if keep_head or not _below(name, head)]
     clashes = []
@@ -127,6 +120,22 @@ def load(module: nn.Module, tensors: Tensors, head: str, *, keep_head: bool, lab
         left_out=tuple(name for name in tensors if name not in usable),
         fresh=_parameters(state, usable),
     )
+
+
+def _without_wrapper(tensors: Tensors, state: Tensors) -> Tensors:
+    """Return the tensors under the network's names where only a common first part differs.
+
+    Wrappers add one to every name ("module." in data-parallel training, "network." around transformers).
+    """
+    if any(name in state for name in tensors):
+        return tensors
+    ours, theirs = ({name.partition(".")[0] for name in names} for names in (state, tensors))
+    candidates = []
+    if len(theirs) == 1:
+        candidates.append({name.partition(".")[2]: tensor for name, tensor in tensors.items()})
+    if len(ours) == 1:
+        candidates.append({f"{next(iter(ours))}.{name}": tensor for name, tensor in tensors.items()})
+    return next((c for c in candidates if any(name in state for name in c)), tensors)
 
 
 def _parameters(state: Tensors, loaded: Iterable[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ HERE = Path()
 
 
 def build(model: recipe.Model, classes: int = 6, base: Path = HERE, seed: int = 0, **options):
+    options.setdefault("preprocessing", models.default_preprocessing(model, base=base))
     return models.build(model, classes, base=base, seed=seed, **options)
 
 
@@ -33,7 +34,7 @@ def shipped() -> dict[str, torch.Tensor]:
 
 def test_shipped_weights_know_the_digits_zero_to_four() -> None:
     task = recipe.Task(data="builtin:digits-source")
-    preprocessing = models.default_preprocessing(DIGITSNET)
+    preprocessing = models.default_preprocessing(DIGITSNET, base=HERE)
     splits = data.load(task, preprocessing, base=HERE, seed=0)
     network = build(DIGITSNET, 5, keep_head=True).module
     logits, labels = training.predict(network, training.loader(splits.test, preprocessing, batch_size=64))
@@ -156,9 +157,10 @@ def test_a_list_of_tensors_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_sources_name_the_nearest(source: str, message: str) -> None:
-    for use in (build, models.default_preprocessing):
-        with pytest.raises(ModelError, match=message):
-            use(recipe.Model(source=source))
+    with pytest.raises(ModelError, match=message):
+        models.default_preprocessing(recipe.Model(source=source), base=HERE)
+    with pytest.raises(ModelError, match=message):
+        build(recipe.Model(source=source), preprocessing=models.default_preprocessing(DIGITSNET, base=HERE))
 
 
 def test_a_missing_weights_file_is_not_replaced_by_random_values() -> None:
@@ -168,11 +170,13 @@ def test_a_missing_weights_file_is_not_replaced_by_random_values() -> None:
 
 
 def test_preprocessing_scales_with_the_input_size() -> None:
-    grey = models.default_preprocessing(DIGITSNET)
+    grey = models.default_preprocessing(DIGITSNET, base=HERE)
     assert (grey.size, grey.resize, grey.channels) == (32, 32, 1)
     pytest.importorskip("timm")
-    plain = models.default_preprocessing(recipe.Model(source="timm:mobilenetv3_small_100"))
-    small = models.default_preprocessing(recipe.Model(source="timm:mobilenetv3_small_100", input_size=112))
+    plain = models.default_preprocessing(recipe.Model(source="timm:mobilenetv3_small_100"), base=HERE)
+    small = models.default_preprocessing(
+        recipe.Model(source="timm:mobilenetv3_small_100", input_size=112), base=HERE
+    )
     assert (plain.size, plain.resize, plain.interpolation) == (224, 256, "bicubic")
     assert (small.size, small.resize) == (112, 128)
 
@@ -193,7 +197,9 @@ def test_heads_are_found_and_sized(source: str, head: str) -> None:
     model = recipe.Model(source=source)
     built = build(model, 7, fresh=True)
     assert built.head == head
-    assert built.module(torch.zeros(1, *models.default_preprocessing(model).input_shape)).shape == (1, 7)
+    assert built.module(
+        torch.zeros(1, *models.default_preprocessing(model, base=HERE).input_shape)
+    ).shape == (1, 7)
 
 
 def test_an_input_too_small_for_the_strides_is_refused_with_a_size_that_works() -> None:
@@ -201,13 +207,13 @@ def test_an_input_too_small_for_the_strides_is_refused_with_a_size_that_works() 
     model = recipe.Model(source="torchvision:mobilenet_v2", input_size=8)
     for use in (
         lambda: build(model, fresh=True),
-        lambda: models.check_input(model, models.default_preprocessing(model)),
+        lambda: models.check_input(model, models.default_preprocessing(model, base=HERE), base=HERE),
     ):
         with pytest.raises(ModelError, match="cannot take 8 x 8") as error:
             use()
         assert "32 or more" in error.value.hint
     fine = recipe.Model(source="torchvision:mobilenet_v2", input_size=96)
-    models.check_input(fine, models.default_preprocessing(fine))
+    models.check_input(fine, models.default_preprocessing(fine, base=HERE), base=HERE)
 
 
 @pytest.mark.data

@@ -20,7 +20,8 @@ import torch
 from edgeft import calibration as calibrations
 from edgeft import exporters, extras, measure, pruning, quantization, schema, target, training
 from edgeft.calibration import CalibrationRecipe
-from edgeft.errors import BudgetError, DataError, ModelError
+from edgeft.errors import BudgetError, ConfigError, DataError, ModelError
+from edgeft.models import surgery
 from edgeft.recipe import Finetune, Prune, Quantize, Training
 from edgeft.schema import Strict
 from edgeft.target import PruneLimits, TargetProfile
@@ -30,10 +31,12 @@ from edgeft.types import (
     ExportedArtifact,
     FloatArray,
     FloatModel,
+    InputArray,
     LatencyResult,
     Progress,
     QuantModel,
     StepRecord,
+    example_inputs,
     silent,
 )
 
@@ -48,8 +51,10 @@ def finetune(
     config: Finetune | None = None,
     *,
     head: str = "",
+    teacher: torch.nn.Module | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
+    device: str = "cpu",
     progress: Progress = silent,
     **settings: Any,
 ) -> FloatModel:
@@ -57,29 +62,76 @@ def finetune(
 
     Args:
         model: Float network, its head already sized for the new classes.
-        train: Batches of (N, C, H, W) float32 and class indices (N,) int64, for example a DataLoader.
+        train: Batches of inputs (N, ...) and class indices (N,) int64, for example a DataLoader.
         val: The same, for choosing the epoch.
         config: Settings; or give them as keywords (`epochs=5, learning_rate=1e-3`).
-        head: Dotted prefix of the fresh head, which learns faster (`head_lr_multiplier`).
+        head: Dotted prefix of the fresh head, which learns faster (`head_lr_multiplier`). Where a setting needs
+            to know the head and none is given, it is the last linear or convolutional layer.
+        teacher: Network for the same inputs and classes that ``method = "distill"`` follows, and no other does.
         seed: Of everything random.
-        checkpoint: File to resume from and to write after every epoch.
+        checkpoint: File to resume from and to write after every epoch; cached features lie beside it.
+        device: Where to train: ``cpu``, ``cuda`` or ``cuda:N``. The result is on the CPU.
         progress: Told how far it is.
         **settings: Fields of `recipe.Finetune`.
 
     Raises:
-        ConfigError: A setting is unknown or out of range.
+        ConfigError: A setting is unknown or out of range, or does not go with another one or with `teacher`.
+        ModelError: The network has no head or blocks such as a setting needs.
+        MissingDependencyError: The device is not there.
     """
+    if teacher is not None and (config is None or config.teacher is None):
+        settings["teacher"] = {"source": type(teacher).__qualname__}  # for the record
     config = _config(Finetune, config, settings)
+    if config.method == "distill" and teacher is None:
+        raise ConfigError('finetune.method = "distill": no teacher network was given', "give teacher=NETWORK")
     started = time.monotonic()
     module = copy.deepcopy(model.module)
+    common: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "device": device, "progress": progress}
     curve: tuple[EpochRecord, ...] = ()
-    if config.method != "none":
+    results: dict[str, Any] = {}
+    head = _tuned_head(model, config, head)
+    if config.method == "feature-extraction":
+        curve, results["feature_seconds"] = training.fit_head(module, train, val, config, head=head, **common)
+    elif config.method != "none":
         curve = training.fit(
-            module, train, val, config, seed=seed, checkpoint=checkpoint, head=head, progress=progress
+            module,
+            train,
+            val,
+            config,
+            head=head,
+            blocks=[block.prefixes for block in surgery.blocks(module, head)],
+            **_teaching(model, config, teacher),
+            **common,
         )
     module.eval()
-    results = {"val_accuracy": _accuracy(module, val), **_curve(curve)}
+    results |= {"val_accuracy": _accuracy(module, val), **_curve(curve)}
     return _advanced(model, module, _record("finetune", config, seed, started, results))
+
+
+def _tuned_head(model: FloatModel, config: Finetune, given: str) -> str:
+    """Return the head's dotted name: the given one, or the one that is found where a setting needs it."""
+    if config.method == "retrain":
+        return ""  # all weights are fresh
+    needed = (
+        config.method == "feature-extraction"
+        or config.feature_weight > 0
+        or config.train_blocks is not None
+        or config.unfreeze_every is not None
+        or config.block_lr_decay < 1
+    )
+    if given or not needed:
+        return given
+    return surgery.find_head(copy.deepcopy(model.module), example_inputs(model.preprocessing))
+
+
+def _teaching(model: FloatModel, config: Finetune, teacher: torch.nn.Module | None) -> dict[str, Any]:
+    """Return what `training.fit` has to know about the teacher."""
+    if teacher is None:
+        return {}
+    copied = copy.deepcopy(teacher).eval()
+    wanted = config.feature_weight > 0
+    head = surgery.find_head(copied, example_inputs(model.preprocessing)) if wanted else ""
+    return {"teacher": copied, "teacher_head": head}
 
 
 def prune(
@@ -117,7 +169,7 @@ def prune(
     started = time.monotonic()
     pruned = pruning.prune(
         model.module,
-        torch.zeros(1, *model.input_shape),
+        example_inputs(model.preprocessing),
         macs=config.budget.macs,
         channel_multiple=limits.channel_multiple,
         min_channels=limits.min_channels,
@@ -248,7 +300,7 @@ def export(
 def benchmark(
     artifact: ExportedArtifact,
     profile: TargetProfile | str,
-    inputs: FloatArray,
+    inputs: InputArray,
     *,
     rounds: int = 6,
     min_runs: int = 30,
@@ -260,7 +312,7 @@ def benchmark(
     Args:
         artifact: What `export` returned.
         profile: A target profile, or the name or path of one.
-        inputs: Real model inputs (N, C, H, W) float32; each run takes the next one.
+        inputs: Real model inputs (N, ...); each run takes the next one.
         rounds: Fresh processes.
         min_runs: Least number of steady runs of each.
         min_seconds: Least steady time of each.
@@ -277,8 +329,8 @@ def benchmark(
     return result
 
 
-def predict_program(program: torch.nn.Module, inputs: FloatArray, *, batch_size: int = 32) -> FloatArray:
-    """Return the logits (N, K) of a graph in evaluation mode for inputs (N, C, H, W)."""
+def predict_program(program: torch.nn.Module, inputs: InputArray, *, batch_size: int = 32) -> FloatArray:
+    """Return the logits (N, K) of a graph in evaluation mode for inputs (N, ...)."""
     batches = np.array_split(inputs, -(-len(inputs) // batch_size))
     with torch.inference_mode():
         return np.concatenate([program(torch.from_numpy(batch)).numpy() for batch in batches])

@@ -22,8 +22,8 @@ def predict(
     The module's mode is left alone: bring it into evaluation mode first (an exported graph by its own means).
 
     Args:
-        module: Maps (N, C, H, W) float32 to logits (N, K).
-        loader: Yields (x, y).
+        module: Maps inputs (N, ...) to logits (N, K); on the CPU.
+        loader: Yields (x, y), of any kind of inputs.
 
     Raises:
         DataError: The loader yields nothing.

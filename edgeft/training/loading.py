@@ -1,29 +1,27 @@
-"""Batches from samples: preprocessing, and shuffling and augmentation that a resumed run repeats exactly."""
+"""Batches from samples: inputs of any kind, and augmentation that a resumed run repeats exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from edgeft.preprocessing import Preprocessing
-from edgeft.types import Pixels, Samples
+from edgeft import extras
+from edgeft.preprocessing import ImagePreprocessing, Preprocessing
+from edgeft.training.sampling import AUGMENT, Draw, EpochBatches
+from edgeft.types import ImageSamples, InputArray, IntArray, Pixels, Samples
 
-Augmentation = Literal["none", "crop", "crop-flip"]
-Key = tuple[int, int]
-"""What the sampler hands to the data set: (epoch, index)."""
+Augmentation = Literal["none", "crop", "crop-flip", "trivial"]
+Imbalance = Literal["none", "weighted-loss", "weighted-sampling"]
 
 # Random resized crops (Szegedy et al. 2015) at the gentle end: 0.08..1, the ImageNet habit, cuts small sets'
 # subjects away and an 8x8 digit to pieces.
 _CROP_AREA = (0.7, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
-
-# Streams of random numbers that must not repeat each other.
-_SHUFFLE, _AUGMENT = 0, 1
 
 
 def loader(
@@ -34,88 +32,120 @@ def loader(
     seed: int = 0,
     augment: Augmentation = "none",
     shuffle: bool = False,
+    imbalance: Imbalance = "none",
 ) -> DataLoader[Any]:
-    """Return a loader of (x, y): float32 (N, C, H, W), normalised, and int64 (N,) class indices.
+    """Return a loader of (x, y): model inputs (N, ...), and class indices (N,) int64.
 
     Order and augmentation depend on (seed, epoch, index) alone, so that a resumed training sees what an
     undisturbed one sees. The epoch is set by ``loader.sampler.set_epoch(epoch)``; `fit` does it.
 
     Args:
-        samples: One split.
-        preprocessing: The model's; decides size, channels and normalisation.
+        samples: One split: pictures, texts or rows of a table.
+        preprocessing: The model's; of pictures it decides size, channels and normalisation.
         batch_size: Samples per batch; the last batch may be smaller.
         seed: Of order and augmentation.
-        augment: ``crop`` is a random resized crop of 70 to 100 % of the area, ``crop-flip`` also mirrors
-            half of the samples left to right, ``none`` is the centre crop that the deployed model sees.
+        augment: Pictures only. ``crop`` is a random resized crop of 70 to 100 % of the area, ``crop-flip`` also
+            mirrors half of the samples left to right, ``trivial`` goes on with TrivialAugmentWide (Müller &
+            Hutter 2021), ``none`` is the centre crop that the deployed model sees.
         shuffle: Whether this is for training: samples are shuffled anew in each epoch, and a last batch of
             one sample, on which batch norm is undefined, is left out of that epoch.
+        imbalance: With `shuffle`, ``weighted-sampling`` draws with replacement so that every class is as
+            likely; the other values leave the samples as they are.
     """
-    count = len(samples)
-    return DataLoader(
-        _Augmented(samples, preprocessing, seed, augment),
+    batches = EpochBatches(
+        samples.labels,
         batch_size=batch_size,
-        sampler=_EpochSampler(count, seed, shuffle),
-        drop_last=shuffle and count > batch_size and count % batch_size == 1,
-        collate_fn=_Collate(preprocessing),
+        seed=seed,
+        shuffle=shuffle,
+        balanced=imbalance == "weighted-sampling",
     )
+    inputs: Callable[[Sequence[Draw]], InputArray]
+    if isinstance(preprocessing, ImagePreprocessing) and augment != "none":
+        inputs = _Augmented(cast(ImageSamples, samples), preprocessing, seed, augment)
+    else:
+        inputs = _Plain(samples)
+    return DataLoader(BatchDataset(inputs, samples), sampler=batches, batch_size=None)
 
 
-class _EpochSampler(Sampler[Key]):
-    """Yields (epoch, index), shuffled by (seed, epoch) if asked."""
+def without_augmentation(batches: Any, *, batch_size: int) -> Any:
+    """Return all samples of a loader that `loader` made, in order and as the deployed model sees them.
 
-    def __init__(self, count: int, seed: int, shuffle: bool) -> None:
-        self._count, self._seed, self._shuffle, self._epoch = count, seed, shuffle, 0
+    Any other iterable of batches is returned as it is: what it does to its samples is not known here.
+    """
+    dataset = getattr(batches, "dataset", None)
+    if not isinstance(dataset, BatchDataset):
+        return batches
+    order = EpochBatches(dataset.labels, batch_size=batch_size, seed=0, shuffle=False)
+    return DataLoader(BatchDataset(_Plain(dataset.samples), dataset.samples), sampler=order, batch_size=None)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self._epoch = epoch
+
+class BatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Maps the draws of one batch to (x, y)."""
+
+    def __init__(self, inputs: Callable[[Sequence[Draw]], InputArray], samples: Samples) -> None:
+        self._inputs, self.samples = inputs, samples
+
+    @property
+    def labels(self) -> IntArray:
+        """Class indices of all samples, (N,)."""
+        return self.samples.labels
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.samples)
 
-    def __iter__(self) -> Iterator[Key]:
-        order = np.arange(self._count)
-        if self._shuffle:
-            np.random.default_rng((self._seed, _SHUFFLE, self._epoch)).shuffle(order)
-        return iter([(self._epoch, int(index)) for index in order])
+    def __getitem__(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.labels[[index for _, index, _ in draws]]
+        return torch.from_numpy(self._inputs(draws)), torch.from_numpy(np.asarray(y, dtype=np.int64))
 
 
-class _Augmented(Dataset[tuple[Pixels, int]]):
-    """Maps (epoch, index) to pixels (size, size, C) uint8 and a label."""
+class _Plain:
+    """Inputs as the device makes them."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __call__(self, draws: Sequence[Draw]) -> InputArray:
+        return self._samples.inputs([index for _, index, _ in draws])
+
+
+class _Augmented:
+    """Pictures, augmented one by one and normalised as a batch: (N, C, H, W) float32."""
 
     def __init__(
-        self, samples: Samples, preprocessing: Preprocessing, seed: int, augment: Augmentation
+        self, samples: ImageSamples, preprocessing: ImagePreprocessing, seed: int, augment: Augmentation
     ) -> None:
         self._samples, self._preprocessing, self._seed, self._augment = samples, preprocessing, seed, augment
-        self._labels = samples.labels
+        self._trivial = _trivial_augment() if augment == "trivial" else None
 
-    def __len__(self) -> int:
-        return len(self._samples)
+    def __call__(self, draws: Sequence[Draw]) -> InputArray:
+        return self._preprocessing.normalize(np.stack([self._pixels(*draw) for draw in draws]))
 
-    def __getitem__(self, key: Key) -> tuple[Pixels, int]:
-        epoch, index = key
-        label = int(self._labels[index])
-        if self._augment == "none":
-            return self._samples.pixels(index), label
-        rng = np.random.default_rng((self._seed, _AUGMENT, epoch, index))
+    def _pixels(self, epoch: int, index: int, repeat: int) -> Pixels:
+        entropy = (self._seed, AUGMENT, epoch, index) + ((repeat,) if repeat else ())
+        rng = np.random.default_rng(entropy)
         pixels = _random_resized_crop(self._samples.image(index), self._preprocessing, rng)
-        if self._augment == "crop-flip" and rng.random() < 0.5:
+        if self._augment != "crop" and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        return pixels, label
+        if self._trivial is None:
+            return pixels
+        picture = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))  # torchvision draws from torch's generator
+            changed: Pixels = self._trivial(picture).numpy()
+        return changed.transpose(1, 2, 0)
 
 
-class _Collate:
-    """Stacks pixels and normalises the whole batch at once."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self._preprocessing = preprocessing
-
-    def __call__(self, batch: list[tuple[Pixels, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self._preprocessing.normalize(np.stack([pixels for pixels, _ in batch]))
-        return torch.from_numpy(x), torch.tensor([label for _, label in batch], dtype=torch.int64)
+def _trivial_augment() -> Callable[[torch.Tensor], torch.Tensor]:
+    transforms = extras.load("torchvision.transforms.v2", 'augment = "trivial"')
+    augment: Callable[[torch.Tensor], torch.Tensor] = transforms.TrivialAugmentWide(
+        interpolation=transforms.InterpolationMode.BILINEAR
+    )
+    return augment
 
 
-def _random_resized_crop(pixels: Pixels, preprocessing: Preprocessing, rng: np.random.Generator) -> Pixels:
+def _random_resized_crop(
+    pixels: Pixels, preprocessing: ImagePreprocessing, rng: np.random.Generator
+) -> Pixels:
     """Cut a random box out of pixels (H, W, C) and resize it to the model's input size.
 
     The area is relative to the largest centre square, so that a panorama is not seen as a distant whole.

@@ -1,19 +1,22 @@
-"""What is minimised and how: loss with a teacher, optimizer groups, learning-rate schedule."""
+"""What is minimised and by whom: the loss with a teacher, the optimizers."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from edgeft import recipe
-from edgeft.errors import ModelError
+from edgeft.training.groups import LearningPlan
 
 
 def loss(
-    logits: torch.Tensor, y: torch.Tensor, config: recipe.Training, taught: torch.Tensor | None = None
+    logits: torch.Tensor,
+    y: torch.Tensor,
+    config: recipe.Training,
+    taught: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return cross-entropy, or its mixture with the divergence from a teacher (Hinton et al. 2015).
 
@@ -22,8 +25,9 @@ def loss(
         y: Class indices, (N,).
         config: Label smoothing; of a `recipe.Distilled`, weight and temperature of the teacher.
         taught: The teacher's logits, (N, K), or None for plain cross-entropy.
+        weights: Of the classes in the cross-entropy, (K,), or None for equal ones.
     """
-    hard = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+    hard = F.cross_entropy(logits, y, weight=weights, label_smoothing=config.label_smoothing)
     if taught is None or not isinstance(config, recipe.Distilled):
         return hard
     T = config.temperature
@@ -37,45 +41,25 @@ def loss(
     return (1 - config.distill_weight) * hard + config.distill_weight * T * T * soft
 
 
-def optimizer(module: nn.Module, config: recipe.Training, head: str = "") -> torch.optim.Optimizer:
-    """Return the optimizer over the trainable parameters, in groups.
-
-    Norms and biases (parameters of at most one dimension) are not decayed. Parameters below `head` learn
-    `config.head_lr_multiplier` times faster where the config has one.
-
-    Raises:
-        ModelError: Nothing is trainable, or nothing is called `head`.
-    """
-    boost = getattr(config, "head_lr_multiplier", 1.0) if head else 1.0
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            in_head = bool(head) and (name == head or name.startswith(f"{head}."))
-            groups.setdefault((in_head, parameter.ndim > 1), []).append(parameter)
-    if not groups:
-        raise ModelError("training: the network has no trainable parameter")
-    if boost != 1.0 and not any(in_head for in_head, _ in groups):
-        raise ModelError(f"training: no trainable parameter is called {head!r} or lies below it")
-    settings = [
-        {
-            "params": parameters,
-            "lr": config.learning_rate * (boost if in_head else 1.0),
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (in_head, decayed), parameters in groups.items()
-    ]
+def optimizer(plan: LearningPlan, config: recipe.Training) -> torch.optim.Optimizer:
+    """Return the optimizer over a plan's groups; each group keeps its full rate as ``peak_lr``."""
+    settings: list[dict[str, Any]] = []
+    for group in plan.groups:
+        rate = config.learning_rate * group.multiplier
+        decay = config.weight_decay if group.decayed else 0.0
+        settings.append({"params": group.parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay})
     if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(settings, lr=config.learning_rate)
+        return torch.optim.SGD(settings, momentum=config.momentum, nesterov=config.momentum > 0)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(settings, momentum=config.momentum)
+    return torch.optim.Adam(settings) if config.optimizer == "adam" else torch.optim.AdamW(settings)
 
 
-def schedule(config: recipe.Training, steps_per_epoch: int, step: int) -> float:
-    """Return the factor on the learning rate at `step` (0-based): linear warm-up, then cosine to zero.
-
-    The first step already moves and the last one still does: neither is spent at a rate of zero.
-    """
-    total = config.epochs * steps_per_epoch
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+def set_pace(optimizer: torch.optim.Optimizer, factor: float, momentum: float | None) -> None:
+    """Set every group's rate to `factor` of its full one and, unless None, its momentum or first beta."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum

@@ -42,7 +42,7 @@ def batches(count: int, *, batch_size: int = 8, seed: int = 0) -> DataLoader:
 @pytest.fixture
 def model() -> FloatModel:
     torch.manual_seed(0)
-    preprocessing = edgeft.Preprocessing(size=SIZE, resize=SIZE, channels=1, mean=(0.0,), std=(1.0,))
+    preprocessing = edgeft.ImagePreprocessing(size=SIZE, resize=SIZE, channels=1, mean=(0.0,), std=(1.0,))
     return FloatModel(module=Tiny().eval(), preprocessing=preprocessing, labels=("up", "down"))
 
 

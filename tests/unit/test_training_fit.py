@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from edgeft import recipe, training
 from edgeft.errors import DataError, ModelError, WorkspaceError
-from edgeft.training import optimization
+from edgeft.training import optimization, schedules
+from edgeft.training.groups import LearningPlan
 
 
 class Net(nn.Module):
@@ -46,6 +47,13 @@ CONFIG = recipe.Finetune(epochs=4, learning_rate=0.05, warmup_epochs=1.0)
 def fit(net: nn.Module, config: recipe.Training = CONFIG, **options):
     # Shuffled by torch's own sampler: a resume has to repeat the order of a loader that edgeft did not make.
     return training.fit(net, batches(shuffle=True), batches(), config, seed=1, **options)
+
+
+def rates(net: nn.Module, config: recipe.Training, **places) -> dict[str, tuple[float, float]]:
+    """Return learning rate and weight decay of every parameter that ever learns, by name."""
+    groups = optimization.optimizer(LearningPlan(net, config, **places), config).param_groups
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
 
 
 class KilledError(Exception):
@@ -173,20 +181,19 @@ def test_distillation_loss_is_the_mixture_of_hinton() -> None:
 
 def test_norms_and_biases_do_not_decay_and_the_head_learns_faster() -> None:
     net = Net()
-    groups = optimization.optimizer(net, recipe.Finetune(weight_decay=0.1), head="head").param_groups
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    found = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    config = recipe.Finetune(weight_decay=0.1)
+    found = rates(net, config, head="head")
     assert found["body.0.weight"] == pytest.approx((1e-3, 0.1))
     assert found["body.0.bias"] == found["body.1.weight"] == pytest.approx((1e-3, 0.0))
     assert found["head.weight"] == pytest.approx((1e-2, 0.1))
     assert found["head.bias"] == pytest.approx((1e-2, 0.0))
     with pytest.raises(ModelError, match="'classifier'"):
-        optimization.optimizer(net, recipe.Finetune(), head="classifier")
+        rates(net, recipe.Finetune(), head="classifier")
 
 
 def test_the_schedule_warms_up_and_decays_to_zero() -> None:
     config = recipe.Training(epochs=10, warmup_epochs=2)
-    factors = [optimization.schedule(config, 5, step) for step in range(50)]
+    factors = [schedules.factor(config, 5, step) for step in range(50)]
     assert factors[:10] == sorted(factors[:10]) and factors[0] > 0
     assert factors[10] == 1.0 and factors[10:] == sorted(factors[10:], reverse=True)
     assert 0 < factors[-1] < 0.01

@@ -16,7 +16,7 @@ from edgeft.measure.statistics import bootstrap_ratio
 from edgeft.target import TargetProfile
 from edgeft.types import (
     ExportedArtifact,
-    FloatArray,
+    InputArray,
     LatencyResult,
     Progress,
     RatioResult,
@@ -44,7 +44,7 @@ class Variant:
 
 def latencies(
     variants: Sequence[Variant],
-    inputs: FloatArray,
+    inputs: InputArray,
     *,
     rounds: int,
     min_runs: int,
@@ -55,7 +55,7 @@ def latencies(
 
     Args:
         variants: What to time.
-        inputs: Real inputs, (N, C, H, W) or (N, F) float32, fed one at a time and in turn.
+        inputs: Real model inputs, fed one at a time and in turn.
         rounds: Fresh processes per variant.
         min_runs: A process takes at least this many steady runs and
         min_seconds: at least this long over them, after its first run and a warm-up.
@@ -76,7 +76,7 @@ def latencies(
     order = list(range(len(variants)))
     with tempfile.TemporaryDirectory(prefix="edgeft-timing-") as folder:
         source = Path(folder) / "inputs.npy"
-        np.save(source, np.asarray(inputs, dtype=np.float32))
+        np.save(source, inputs)
         for turn in range(rounds):
             for place, i in enumerate(order if turn % 2 == 0 else reversed(order)):
                 done, total = turn * len(order) + place, rounds * len(order)

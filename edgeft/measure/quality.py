@@ -14,6 +14,7 @@ from edgeft.types import (
     AccuracyResult,
     ExportedArtifact,
     FloatArray,
+    InputArray,
     IntArray,
     ParityResult,
     RuntimeReport,
@@ -26,7 +27,7 @@ _HAIR = 1e-3
 def predict(
     artifact: ExportedArtifact,
     profile: TargetProfile,
-    inputs: FloatArray,
+    inputs: InputArray,
     *,
     options: Mapping[str, str] | None = None,
 ) -> tuple[FloatArray, RuntimeReport]:
@@ -35,7 +36,7 @@ def predict(
     Args:
         artifact: The file; float32 and int8 alike.
         profile: Runtime, device, threads and options.
-        inputs: Normalised samples, (N, C, H, W) or (N, F) float32.
+        inputs: Real model inputs, one row per sample.
         options: Runtime options over the profile's.
 
     Returns:
@@ -62,14 +63,9 @@ def accuracy(logits: FloatArray, labels: IntArray, ids: Sequence[str]) -> Accura
     Raises:
         MeasurementError: The lengths differ or are 0, or a logit is not finite.
     """
-    if not len(logits) == len(labels) == len(ids) or not len(ids):
-        raise MeasurementError(
-            f"{len(logits)} logits, {len(labels)} labels and {len(ids)} ids; equal numbers are needed"
-        )
-    if not np.isfinite(logits).all():
-        raise MeasurementError(
-            f"{int((~np.isfinite(logits)).any(axis=1).sum())} samples have a logit that is not finite"
-        )
+    require_scorable(logits, labels)
+    if len(ids) != len(labels):
+        raise MeasurementError(f"{len(labels)} labels and {len(ids)} ids; equal numbers are needed")
     predictions = np.argmax(logits, axis=1).astype(np.int64)
     right = int((predictions == labels).sum())
     low, high = wilson_interval(right, len(ids))
@@ -81,6 +77,20 @@ def accuracy(logits: FloatArray, labels: IntArray, ids: Sequence[str]) -> Accura
         labels=np.asarray(labels, dtype=np.int64),
         ids=tuple(ids),
     )
+
+
+def require_scorable(logits: FloatArray, labels: IntArray) -> None:
+    """Check that logits (N, K) and labels (N,) belong together, N > 0, and that every logit is finite.
+
+    Raises:
+        MeasurementError: They do not, or one is not.
+    """
+    if len(logits) != len(labels) or not len(labels):
+        raise MeasurementError(f"{len(logits)} logits, {len(labels)} labels; equal numbers are needed")
+    if not np.isfinite(logits).all():
+        raise MeasurementError(
+            f"{int((~np.isfinite(logits)).any(axis=1).sum())} samples have a logit that is not finite"
+        )
 
 
 def parity(logits: FloatArray, reference: FloatArray, lsb: float) -> ParityResult:

@@ -24,7 +24,7 @@ from edgeft import runtimes
 from edgeft.errors import MeasurementError, MissingDependencyError
 from edgeft.extras import missing_error
 from edgeft.target import TargetProfile
-from edgeft.types import ExportedArtifact, FloatArray, RuntimeReport
+from edgeft.types import ExportedArtifact, FloatArray, InputArray, RuntimeReport
 
 _MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
 OPEN_SECONDS = 120.0
@@ -109,10 +109,10 @@ class Session:
             self._folder.cleanup()
             self._folder = None
 
-    def predict(self, inputs: FloatArray) -> FloatArray:
-        """Return real-valued outputs (N, K) of inputs (N, C, H, W) or (N, F), run one at a time."""
+    def predict(self, inputs: InputArray) -> FloatArray:
+        """Return real-valued outputs (N, K) of model inputs, run one at a time."""
         source, sink = self._path("inputs.npy"), self._path("outputs.npy")
-        np.save(source, np.asarray(inputs, dtype=np.float32))
+        np.save(source, inputs)
         self._request("predict", timeout=self._timeout, inputs=str(source), outputs=str(sink))
         outputs: FloatArray = np.load(sink)
         return outputs

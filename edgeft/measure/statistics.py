@@ -24,6 +24,38 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     return float(interval.low), float(interval.high)
 
 
+def score_interval(share: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a share at a sample size that need not be whole.
+
+    For figures that vary like a share of n samples without being one: n is then the effective sample size,
+    share (1 - share) / variance (Korn & Graubard 1998).
+    """
+    z = float(stats.norm.isf((1.0 - confidence) / 2.0))
+    center = (share + z * z / (2.0 * n)) / (1.0 + z * z / n)
+    half = z / (1.0 + z * z / n) * math.sqrt(share * (1.0 - share) / n + z * z / (4.0 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def auc_interval(area: float, positive: int, negative: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the score interval of an area under the ROC curve from its two sample sizes.
+
+    Newcombe, Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part 2,
+    Statistics in Medicine 25:559-573 (2006), method 5. It does not collapse where the classes are separated.
+    """
+    z = float(stats.norm.isf((1.0 - confidence) / 2.0))
+    others = (positive + negative) / 2.0 - 1.0
+
+    def excess(a: float) -> float:
+        spread = 1.0 + others * (1.0 - a) / (2.0 - a) + others * a / (1.0 + a)
+        return (a - area) ** 2 - z * z * a * (1.0 - a) * spread / (positive * negative)
+
+    # Both excess(0) and excess(1) are 0 where the area is that very bound: look from just beside it.
+    hair = 1e-12
+    low = float(optimize.brentq(excess, 0.0, area - hair)) if area > hair else 0.0
+    high = float(optimize.brentq(excess, area + hair, 1.0)) if area < 1.0 - hair else 1.0
+    return low, high
+
+
 def tango_score(
     only_base_right: float | Counts, only_head_right: float | Counts, n: int, drop: float
 ) -> npt.NDArray[np.float64]:

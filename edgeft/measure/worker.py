@@ -70,13 +70,13 @@ class Worker:
 
     def _time(self, *, inputs: str, min_runs: int, min_seconds: float) -> Reply:
         """Time single inferences on the inputs in turn: the first, a warm-up, and the steady ones."""
-        samples: npt.NDArray[np.float32] = np.load(inputs, mmap_mode="r")
+        samples: npt.NDArray[Any] = np.load(inputs, mmap_mode="r")
         first_ms = self._invoke_ms(samples, 0)
         self._repeat(samples, WARM_UP_RUNS, WARM_UP_SHARE * min_seconds)
         steady = self._repeat(samples, min_runs, min_seconds)
         return {"first_ms": first_ms, "samples_ms": steady, "peak_rss_bytes": peak_rss_bytes()}
 
-    def _repeat(self, samples: npt.NDArray[np.float32], min_runs: int, min_seconds: float) -> list[float]:
+    def _repeat(self, samples: npt.NDArray[Any], min_runs: int, min_seconds: float) -> list[float]:
         """Return the times of at least `min_runs` runs and `min_seconds`, with their preparation."""
         times: list[float] = []
         end = time.perf_counter() + min_seconds
@@ -84,7 +84,7 @@ class Worker:
             times.append(self._invoke_ms(samples, len(times)))
         return times
 
-    def _invoke_ms(self, samples: npt.NDArray[np.float32], i: int) -> float:
+    def _invoke_ms(self, samples: npt.NDArray[Any], i: int) -> float:
         self._adapter.prepare(samples[i % len(samples)][None])
         start = time.perf_counter_ns()
         self._adapter.invoke()

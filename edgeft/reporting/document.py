@@ -1,9 +1,13 @@
 """Turn the records of a run into the report document, ``edgeft-report`` version 1.
 
-Top-level keys: ``schema version name created recipe recipe_hash data model samples stages targets verdict
-host versions notes``. The test samples' identities and labels are stored once, in ``samples``; every accuracy
+Top-level keys: ``schema version name created recipe recipe_hash data model samples stages finetune targets
+verdict host versions notes``. The test samples' identities and labels are stored once, in ``samples``; every accuracy
 then holds its predictions in that order, which is all that a later paired comparison needs. Times are in ms,
 sizes in bytes, accuracies and shares in 0..1. A number that is not finite is stored as null: JSON has none.
+
+The version counts changes that a reader must know of. Keys that came later within version 1, and that a reader
+takes for null where they are absent: ``finetune``, and of a target ``metrics baseline_metrics user_metrics
+baseline_user_metrics gallery`` (`types.ClassificationMetrics` and `types.Gallery`, field by field).
 """
 
 from __future__ import annotations
@@ -53,7 +57,8 @@ def build(
             out), ``fingerprint``, and whatever else should be kept.
         model: About the network: ``source``, ``macs`` and ``params`` (each ``before`` and ``after`` pruning),
             ``float_accuracy`` (split -> 0..1), and whatever else should be kept.
-        stages: What every stage did, in order.
+        stages: What every stage did, in order. That of ``finetune`` also becomes a section of its own: its config's
+            ``method``, its results' ``epochs`` (`types.EpochRecord`) and ``feature_seconds``, where there are any.
         targets: What was measured, one per target.
         profiles: Target id -> profile, for every result.
         verdict: The gate's decision.
@@ -75,6 +80,7 @@ def build(
         "model": plain(model),
         "samples": _samples(targets),
         "stages": [plain(stage) for stage in stages],
+        "finetune": _finetune(stages),
         "targets": [_target(result, profiles[result.target]) for result in targets],
         "verdict": plain(verdict),
         "host": plain(host),
@@ -123,6 +129,19 @@ def _samples(targets: Sequence[TargetResult]) -> Document:
     return {"ids": list(first.ids), "labels": first.labels.tolist()}
 
 
+def _finetune(stages: Sequence[StepRecord]) -> Document | None:
+    """Return how the float network came about: method, curve, and where its time went."""
+    record = next((stage for stage in stages if stage.name == "finetune"), None)
+    if record is None:
+        return None
+    return {
+        "method": record.config.get("method"),
+        "seconds": record.seconds,
+        "feature_seconds": record.results.get("feature_seconds"),
+        "epochs": plain(record.results.get("epochs", [])),
+    }
+
+
 def _target(result: TargetResult, profile: TargetProfile) -> Document:
     runtime = profile.runtime
     return {
@@ -147,6 +166,11 @@ def _target(result: TargetResult, profile: TargetProfile) -> Document:
         "other_float": [_latency(other) for other in result.other_float],
         "ratio": plain(result.ratio),
         "other_ratios": plain(result.other_ratios),
+        "metrics": plain(result.metrics),
+        "baseline_metrics": plain(result.baseline_metrics),
+        "user_metrics": plain(result.user_metrics),
+        "baseline_user_metrics": plain(result.baseline_user_metrics),
+        "gallery": plain(result.gallery),
     }
 
 

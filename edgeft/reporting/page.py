@@ -6,10 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeft.reporting import plots, rows
+from edgeft.reporting import plots, quality, rows
 from edgeft.reporting.storage import write_text
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+_PICTURE = "photo.jpg # classify a picture"
+_EXAMPLES = {
+    "text-classification": '"a text"  # classify a text',
+    "tabular-classification": "age=42,kind=b  # classify a row: column=cell,...",
+}
 
 
 def write_html(report: Mapping[str, Any], path: Path) -> Path:
@@ -38,6 +43,10 @@ def write_html(report: Mapping[str, Any], path: Path) -> Path:
         headings=rows.headings(report),
         figures=_figures(report),
         precision=rows.precision,
+        summary=quality.summary(report),
+        quality=quality.sections(report),
+        example=_EXAMPLES.get(report["recipe"].get("task", {}).get("kind"), _PICTURE),
+        finetune=_finetune(report.get("finetune")),
         curves={index: list(_curves(stage["results"])) for index, stage in enumerate(report["stages"])},
     )
     return write_text(path, html)
@@ -51,6 +60,26 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
             [t for t in report["targets"] if t["evidence"] == kind], unique=f"edgeft-{kind}"
         )
         for kind in kinds
+    }
+
+
+def _finetune(section: Any) -> dict[str, Any] | None:
+    """Return the training's facts and its figure; None where nothing was trained or the report is an old one."""
+    if not section or not section["epochs"]:
+        return None
+    accuracies = [epoch["val_accuracy"] for epoch in section["epochs"]]
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    facts = {
+        "method": section["method"],
+        "epochs": len(accuracies),
+        "best validation accuracy": rows.percent(max(known)) if known else None,
+        "best epoch": accuracies.index(max(known)) + 1 if known else None,
+        "seconds": section["seconds"],
+        "of these for features": section["feature_seconds"],
+    }
+    return {
+        "facts": {key: value for key, value in facts.items() if value is not None},
+        "figure": plots.training(section["epochs"], unique="edgeft-training"),
     }
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from edgeft.measure.statistics import wilson_interval
 from edgeft.reporting.rows import milliseconds, percent
+
+Metrics = Mapping[str, Any]
 
 # Mid tones with enough contrast on white and on near-black; the ink itself is replaced by the page's.
 _FLOAT, _FINAL, _INK = "#8a8f98", "#2f7de1", "#010203"
@@ -25,15 +31,8 @@ def comparison(targets: Sequence[Mapping[str, Any]], *, unique: str) -> str:
     Returns:
         An ``<svg>`` element.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": unique, "font.size": 11}
-    for part in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"):
-        style[part] = _INK
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(11.5, 1.1 + 0.72 * len(targets)), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
+    with _drawing((11.5, 1.1 + 0.72 * len(targets)), unique) as drawing:
+        left, right = drawing.figure.subplots(1, 2, sharey=True)
         for row, target in enumerate(targets):
             _accuracy(left, row, target)
             _latency(right, row, target)
@@ -43,13 +42,107 @@ def comparison(targets: Sequence[Mapping[str, Any]], *, unique: str) -> str:
         left.set_yticks(range(len(targets)), [target["target"] for target in targets])
         left.set_ylim(len(targets) - 0.45, -0.6)
         for axes in (left, right):
-            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x", color=_FLOAT, alpha=0.25, linewidth=0.8)
-            axes.set_axisbelow(True)
+    return drawing.svg
+
+
+def reliability(final: Metrics, base: Metrics | None, *, unique: str) -> str:
+    """Draw accuracy over confidence, and how many samples are so sure, for the final file and the float one.
+
+    Args:
+        final: Metrics of the final file.
+        base: Those of the float file, if there are any.
+        unique: Keeps element names apart from those of the page's other figures.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    with _drawing((5.2, 4.6), unique) as drawing:
+        upper, lower = drawing.figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        upper.plot([0, 100], [0, 100], "--", color=_FLOAT, linewidth=1)
+        for metrics, color, shift in ((base, _FLOAT, -1), (final, _FINAL, 1)):
+            if metrics is not None:
+                _reliability(upper, lower, metrics, color, shift)
+        upper.set(ylabel="accuracy, % (bar: 95 % interval)", ylim=(-2, 102), xlim=(0, 100))
+        lower.set(xlabel="confidence, %", ylabel="samples, %")
+        for axes in (upper, lower):
+            axes.grid(color=_FLOAT, alpha=0.25, linewidth=0.8)
+    return drawing.svg
+
+
+def _reliability(upper: Any, lower: Any, metrics: Metrics, color: str, shift: int) -> None:
+    bins = metrics["reliability"]
+    width = 100 / len(bins)
+    occupied = [bin_ for bin_ in bins if bin_["samples"]]
+    confidences = [100 * bin_["confidence"] for bin_ in occupied]
+    for bin_, x in zip(occupied, confidences, strict=True):
+        bounds = wilson_interval(round(bin_["accuracy"] * bin_["samples"]), bin_["samples"])
+        upper.plot([x, x], [100 * bound for bound in bounds], color=color, linewidth=1.2, alpha=0.55)
+    upper.plot(confidences, [100 * bin_["accuracy"] for bin_ in occupied], "o-", color=color, markersize=5)
+    centers = [(i + 0.5) * width + shift * width / 5 for i in range(len(bins))]
+    shares = [100 * bin_["samples"] / metrics["samples"] for bin_ in bins]
+    lower.bar(centers, shares, width=width * 0.38, color=color)
+
+
+def training(epochs: Sequence[Mapping[str, float | None]], *, unique: str) -> str:
+    """Draw losses and validation accuracy over the epochs of a training.
+
+    Args:
+        epochs: Epoch records of the report, in order.
+        unique: Keeps element names apart from those of the page's other figures.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    numbers = range(1, len(epochs) + 1)
+
+    def series(key: str, factor: float = 1.0) -> list[float]:
+        # A value that was not finite is null in the report: matplotlib leaves a gap at NaN.
+        values = [epoch.get(key) for epoch in epochs]
+        return [math.nan if value is None else factor * value for value in values]
+
+    with _drawing((11.5, 3.1), unique) as drawing:
+        left, right = drawing.figure.subplots(1, 2)
+        for key, color in (("train_loss", _FLOAT), ("val_loss", _FINAL)):
+            left.plot(numbers, series(key), "o-", color=color, markersize=3.5)
+        right.plot(numbers, series("val_accuracy", 100), "o-", color=_FINAL, markersize=3.5)
+        left.set(xlabel="epoch", ylabel="loss")
+        right.set(xlabel="epoch", ylabel="validation accuracy, %")
+        for axes in (left, right):
+            axes.set_xlim(0.5, len(epochs) + 0.5)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(color=_FLOAT, alpha=0.25, linewidth=0.8)
+    return drawing.svg
+
+
+@dataclass(slots=True)
+class _Drawing:
+    """A matplotlib figure that is being drawn, and the element that it becomes."""
+
+    figure: Any
+    svg: str = ""
+
+
+@contextmanager
+def _drawing(size: tuple[float, float], unique: str) -> Iterator[_Drawing]:
+    """Set up a figure of `size` inches in the page's style; at the end of the block its `svg` is there."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": unique, "font.size": 11}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+    for part in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"):
+        style[part] = _INK
+    with mpl.rc_context(style):
+        drawing = _Drawing(Figure(figsize=size, layout="constrained"))
+        yield drawing
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue())
+        drawing.figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+        drawing.svg = _inline(buffer.getvalue())
 
 
 def _accuracy(axes: Any, row: int, target: Mapping[str, Any]) -> None:

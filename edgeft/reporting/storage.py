@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -135,6 +135,59 @@ class _Ratio(_Part):
     high: float
 
 
+class _ClassMetrics(_Part):
+    name: str
+    support: int
+    precision: _Interval
+    recall: _Interval
+    f1: _Interval
+    undefined: list[str]
+
+
+class _ReliabilityBin(_Part):
+    samples: int
+    confidence: float
+    accuracy: float
+
+
+class _Metrics(_Part):
+    samples: int
+    accuracy: _Interval
+    balanced_accuracy: _Interval
+    macro_precision: _Interval
+    macro_recall: _Interval
+    macro_f1: _Interval
+    calibration_error: _Interval
+    top5_accuracy: _Interval | None
+    roc_auc: _Interval | None
+    per_class: list[_ClassMetrics]
+    confusion: list[list[int]]
+    reliability: list[_ReliabilityBin]
+
+
+class _Exhibit(_Part):
+    name: str
+    label: str
+    prediction: str
+    probability: float
+    label_probability: float
+    png: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
+    text: str
+
+
+class _Confusion(_Part):
+    label: str
+    prediction: str
+    count: int
+    support: int
+    exhibits: list[_Exhibit]
+
+
+class _Gallery(_Part):
+    hardest: list[_Exhibit]
+    confusions: list[_Confusion]
+
+
 class _Target(_Part):
     target: str
     title: str
@@ -149,6 +202,11 @@ class _Target(_Part):
     baseline_latency: _Latency
     other_float: list[_Latency]
     ratio: _Ratio
+    metrics: _Metrics | None = None
+    baseline_metrics: _Metrics | None = None
+    user_metrics: dict[str, float] | None = None
+    baseline_user_metrics: dict[str, float] | None = None
+    gallery: _Gallery | None = None
 
 
 class _Check(_Part):
@@ -172,6 +230,13 @@ class _Stage(_Part):
     results: dict[str, Any]
 
 
+class _Finetune(_Part):
+    method: str | None
+    seconds: float
+    feature_seconds: float | None
+    epochs: list[dict[str, float | None]]
+
+
 class _Report(_Part):
     """Version 1 of the document, as far as `table`, the page and the gate read it."""
 
@@ -183,6 +248,7 @@ class _Report(_Part):
     about_model: dict[str, Any] = Field(alias="model")
     samples: _Samples
     stages: list[_Stage]
+    finetune: _Finetune | None = None
     targets: list[_Target]
     verdict: _Verdict
     host: dict[str, Any]

@@ -1,5 +1,6 @@
 """The report: complete and versioned JSON, a self-contained page, and one table for both."""
 
+import base64
 import dataclasses
 import html
 import json
@@ -11,8 +12,10 @@ import pytest
 
 from edgeft import reporting, target
 from edgeft.errors import ConfigError, VerificationError, WorkspaceError
+from edgeft.measure import classification, gallery
 from edgeft.measure.statistics import tango_interval, wilson_interval
 from edgeft.reporting.document import plain
+from edgeft.reporting.quality import MAX_CLASSES, shown_classes
 from edgeft.types import (
     AccuracyResult,
     Check,
@@ -172,9 +175,49 @@ def _report(targets: list[TargetResult] | None = None, **changes) -> dict:
     return reporting.build(**{**settings, **changes})
 
 
+CLASSES = ("cardboard", "glass", "metal", "paper", "plastic", "trash")
+PNG = b"\x89PNG\r\n\x1a\n a picture"
+
+
+class _Pictures:
+    """Samples with a name and a preview each."""
+
+    ids = IDS
+
+    def __init__(self, preview: bytes | str = PNG) -> None:
+        self._preview = preview
+
+    def name(self, index: int) -> str:
+        return f"photos/<{index}>.jpg"
+
+    def preview(self, index: int) -> bytes | str:
+        return self._preview
+
+
+def _with_metrics(
+    name: str, *, labels=TRUTH, classes=CLASSES, samples: _Pictures | None = None
+) -> TargetResult:
+    noise = np.random.default_rng(0).normal(size=(2, len(labels), len(classes)))
+    final, base = (noise + 2.0 * np.eye(len(classes))[labels]).astype(np.float32)
+    return dataclasses.replace(
+        _target(name, 8.2, 2.5),
+        metrics=classification.metrics(final, labels, classes=classes),
+        baseline_metrics=classification.metrics(base, labels, classes=classes),
+        user_metrics={"cost": 0.1712, "several.sure": 0.81},
+        baseline_user_metrics={"cost": 0.1655},
+        gallery=gallery.collect(final, labels, samples or _Pictures(), classes=classes),
+    )
+
+
 @pytest.fixture(scope="module")
 def report() -> dict:
     return _report()
+
+
+@pytest.fixture(scope="module")
+def full_report() -> dict:
+    """A report with everything that a run of today puts in."""
+    return _report([_with_metrics("cpu-onnxruntime"), _with_metrics("cpu-litert")])
 
 
 def test_written_and_read_back_it_is_the_same(report: dict, tmp_path: Path):
@@ -339,3 +382,111 @@ def test_page_of_every_outcome(tmp_path: Path, outcome: str):
     report = _report(verdict=Verdict(outcome=outcome, reference="x", checks=()), stages=[], notes=[])
     page = reporting.write_html(report, tmp_path / "r.html").read_text()
     assert outcome in _text(page) and "No checks were made" in page
+
+
+def test_metrics_and_gallery_are_stored_field_by_field(full_report: dict, tmp_path: Path):
+    stored = reporting.read_json(reporting.write_json(full_report, tmp_path / "r.json"))
+    assert stored == full_report
+    result, entry = _with_metrics("cpu-onnxruntime"), stored["targets"][0]
+    assert entry["metrics"] == plain(result.metrics) and entry["baseline_metrics"] == plain(
+        result.baseline_metrics
+    )
+    assert sum(map(sum, entry["metrics"]["confusion"])) == SAMPLES
+    assert entry["user_metrics"] == {"cost": 0.1712, "several.sure": 0.81}
+    assert entry["gallery"]["hardest"][0]["id"] == result.gallery.hardest[0].id
+
+
+def test_finetuning_has_a_section_of_its_own(report: dict, tmp_path: Path):
+    section = report["finetune"]
+    assert (section["method"], section["seconds"], len(section["epochs"])) == (None, 401.5, 12)
+    features = StepRecord(
+        name="finetune",
+        config={"method": "feature-extraction"},
+        seed=0,
+        seconds=20.0,
+        versions={},
+        results={"feature_seconds": 12.5, "epochs": [*section["epochs"][:2], {"val_accuracy": float("nan")}]},
+    )
+    made = _report(stages=[features])
+    assert (made["finetune"]["method"], made["finetune"]["feature_seconds"]) == ("feature-extraction", 12.5)
+    text = _text(reporting.write_html(made, tmp_path / "r.html").read_text())
+    assert "method feature-extraction" in text and "of these for features 12.5" in text
+    assert "best validation accuracy 65.0 % best epoch 2" in text
+    assert _report(stages=[])["finetune"] is None
+
+
+def test_page_shows_metrics_of_every_file_with_their_intervals(full_report: dict, tmp_path: Path):
+    page = reporting.write_html(full_report, tmp_path / "r.html").read_text()
+    text = _text(page)
+    for entry in full_report["targets"]:
+        for key in ("metrics", "baseline_metrics"):
+            f1 = entry[key]["macro_f1"]
+            assert f"{100 * f1['value']:.1f} % {100 * f1['low']:.1f}\N{EN DASH}{100 * f1['high']:.1f}" in text
+    assert "cost several.sure cpu-onnxruntime float32" in text, "users' metrics have the last columns"
+    assert "0.1655 - cpu-onnxruntime int8" in text and "0.1712 0.81" in text
+    assert ">top 5</th>" in page and ">ROC area</th>" not in page, "a figure that no file has gets no column"
+    # Of the confusion matrix, one row as it stands in the document.
+    row = full_report["targets"][0]["metrics"]["confusion"][2]
+    assert "metal " + " ".join(str(count or "·") for count in row) in text
+    assert page.count("<details open>") == 1, "the first target is open, the others fold"
+
+
+def test_page_shows_pictures_and_texts_of_the_gallery(full_report: dict, tmp_path: Path):
+    page = reporting.write_html(full_report, tmp_path / "r.html").read_text()
+    stored = full_report["targets"][0]["gallery"]
+    shown = len(stored["hardest"]) + sum(len(pair["exhibits"]) for pair in stored["confusions"])
+    sources = re.findall(r'\bsrc="([^"]*)"', page)
+    assert len(sources) == 2 * shown
+    assert {base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources} == {PNG}
+    assert html.escape(stored["hardest"][0]["name"]) in page and stored["hardest"][0]["name"] not in page
+    hardest, pair = stored["hardest"][0], stored["confusions"][0]
+    assert f"{hardest['label']} taken for {hardest['prediction']}" in _text(page)
+    assert f"{pair['label']} taken for {pair['prediction']} {pair['count']} of {pair['support']}" in _text(
+        page
+    )
+    said = _report([_with_metrics("a", samples=_Pictures("Who is <b>it</b>?"))])
+    page = reporting.write_html(said, tmp_path / "t.html").read_text()
+    assert "<blockquote>Who is &lt;b&gt;it&lt;/b&gt;?</blockquote>" in page and "src=" not in page
+
+
+def test_of_many_classes_those_with_the_most_mistakes_are_shown(tmp_path: Path):
+    matrix = np.diag(np.full(50, 9))
+    matrix[10:38, 40] = 1
+    matrix[3, 4] = 3
+    assert shown_classes(matrix.tolist()) == [3, 4, *range(10, 37), 40]
+    assert shown_classes(np.eye(MAX_CLASSES, dtype=int).tolist()) == list(range(MAX_CLASSES))
+    labels = np.arange(SAMPLES) % 50
+    made = _report([_with_metrics("a", labels=labels, classes=tuple(f"k{k}" for k in range(50)))])
+    page = reporting.write_html(made, tmp_path / "r.html").read_text()
+    assert "The 30 of 50 classes with the most mistakes" in _text(page)
+    rows = re.findall(r'<tr><th title="k\d+: \d+ samples">.*?</tr>', page, flags=re.DOTALL)
+    assert len(rows) == 30
+    for row in rows:
+        total, counts = re.search(r": (\d+) samples", row)[1], re.findall(r">(\d+)</td>", row)
+        assert sum(map(int, counts)) == int(total), "mistakes outside the picture are counted as others"
+
+
+def test_a_report_from_before_metrics_still_makes_a_page(full_report: dict, tmp_path: Path):
+    old = json.loads(json.dumps(full_report))
+    del old["finetune"]
+    for entry in old["targets"]:
+        for key in ("metrics", "baseline_metrics", "user_metrics", "baseline_user_metrics", "gallery"):
+            del entry[key]
+    stored = reporting.read_json(reporting.write_json(old, tmp_path / "r.json"))
+    text = _text(reporting.write_html(stored, tmp_path / "r.html").read_text())
+    assert "Quality" not in text and "Training" not in text and "90.3 %" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda target: target["metrics"].pop("macro_f1"), r"targets\.0\.metrics\.macro_f1: Field required"),
+        (lambda target: target["gallery"]["hardest"][0].update(png='"><script>'), r"hardest\.0\.png: String"),
+    ],
+)
+def test_damaged_metrics_are_a_clear_error(full_report: dict, tmp_path: Path, damage, message: str):
+    damaged = json.loads(json.dumps(full_report))
+    damage(damaged["targets"][0])
+    (tmp_path / "r.json").write_text(json.dumps(damaged))
+    with pytest.raises(ConfigError, match=message):
+        reporting.read_json(tmp_path / "r.json")

@@ -28,7 +28,7 @@ import numpy as np
 from edgeft.errors import VerificationError, WorkspaceError
 from edgeft.preprocessing import Preprocessing
 from edgeft.target import TargetProfile
-from edgeft.types import AccuracyResult, FloatArray, LatencyResult, TargetResult
+from edgeft.types import AccuracyResult, FloatArray, InputArray, LatencyResult, TargetResult
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -74,7 +74,7 @@ def write(
     profile: TargetProfile,
     preprocessing: Preprocessing,
     labels: Sequence[str],
-    golden_inputs: FloatArray,
+    golden_inputs: InputArray,
     golden_outputs: FloatArray,
     reference_outputs: FloatArray,
     lsb: float,
@@ -89,9 +89,9 @@ def write(
         folder: The package itself, e.g. ``runs/flowers/packages/cpu-litert``.
         result: What was exported and measured.
         profile: The target, for its runtime settings and ISA floor.
-        preprocessing: How a picture becomes an input.
+        preprocessing: How a sample becomes an input.
         labels: Class names in the order of the logits.
-        golden_inputs: Preprocessed samples (n, C, H, W).
+        golden_inputs: Preprocessed samples (n, ...).
         golden_outputs: Logits (n, K) that the target's runtime gave for them.
         reference_outputs: Logits (n, K) of the Q/DQ program (or the float model) for them.
         lsb: One quantization step of the logits, the unit of the tolerance; above 0.
@@ -121,6 +121,8 @@ def write(
             shutil.copyfile(_DEVICE_FILES / name, partial / name)
         (partial / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         _write_json(partial / "preprocess.json", _preprocess(preprocessing, result))
+        for name, text in preprocessing.files().items():
+            (partial / name).write_text(text, encoding="utf-8")
         _write_npz(
             partial / "golden.npz", inputs=golden_inputs, outputs=golden_outputs, reference=reference_outputs
         )
@@ -173,7 +175,7 @@ def verify(folder: Path) -> Verification:
 
 
 def _check_golden(
-    inputs: FloatArray,
+    inputs: InputArray,
     outputs: FloatArray,
     reference: FloatArray,
     preprocessing: Preprocessing,
@@ -211,7 +213,12 @@ def _copy_model(result: TargetResult, folder: Path) -> None:
 
 def _preprocess(preprocessing: Preprocessing, result: TargetResult) -> dict[str, Any]:
     tensor = dataclasses.asdict(result.artifact.inputs[0])
-    return {"schema": SCHEMA, "kind": "image", "image": preprocessing.to_dict(), "tensor": tensor}
+    return {
+        "schema": SCHEMA,
+        "kind": preprocessing.kind,
+        preprocessing.kind: preprocessing.to_dict(),
+        "tensor": tensor,
+    }
 
 
 def _manifest(result: TargetResult, profile: TargetProfile, lsb: float) -> dict[str, Any]:
@@ -268,16 +275,14 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _write_npz(path: Path, **arrays: FloatArray) -> None:
+def _write_npz(path: Path, **arrays: InputArray) -> None:
     """Write arrays as `numpy.savez_compressed` does, without the time of day: equal bytes every time."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in sorted(arrays.items()):
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w") as stream:
-                np.lib.format.write_array(
-                    stream, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False
-                )
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _sha256(path: Path) -> str:

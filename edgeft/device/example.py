@@ -1,13 +1,13 @@
-"""Run this package's model with numpy and its one runtime; Pillow is needed for pictures only.
+"""Run this package's model with numpy and its one runtime; pictures need Pillow, texts the tokenizers package.
 
 Usage::
 
     python example.py              # the first golden input that came with the package
-    python example.py picture.jpg  # a picture of your own
+    python example.py picture.jpg  # a picture of your own; a text, or column=cell,column=cell, where it takes those
 
 Everything about the model is read from the files beside this one: `manifest.json` (file, runtime, tensors),
-`preprocess.json` (how a picture becomes an input) and `labels.txt`. Copy `Model` and `load_picture` into your
-program, or port them: that is all a device has to do.
+`preprocess.json` (how a sample becomes an input) and `labels.txt`. Copy `Model` and the `load_...` function of your
+kind of data into your program, or port them: that is all a device has to do.
 """
 
 # ruff: noqa: T201 - a program on a device, which speaks by printing
@@ -29,7 +29,7 @@ Invoke = Callable[[Array], Array]
 
 
 class Model:
-    """The packaged model: (N, C, H, W) float32 in, logits (N, K) float32 out.
+    """The packaged model: preprocessed samples (N, ...) in, logits (N, K) float32 out.
 
     Args:
         folder: The package.
@@ -47,7 +47,7 @@ class Model:
         self._invoke: Invoke = _open(folder / self.manifest["model"]["path"], self.manifest["runtime"])
 
     def __call__(self, inputs: Array) -> Array:
-        """Return logits (N, K) float32 for preprocessed inputs (N, C, H, W) float32."""
+        """Return logits (N, K) float32 for preprocessed inputs (N, ...): float32, or int32 token ids."""
         batch = max(1, self._input["shape"][0])  # a dynamic batch is written as -1 and fed one by one
         logits = []
         for start in range(0, len(inputs), batch):
@@ -66,8 +66,8 @@ class Model:
 
 def quantize(values: Array, spec: dict[str, Any]) -> Array:
     """Turn real values into what a tensor of the file holds: float32 as it is, else integers of its scale."""
-    if spec["dtype"] == "float32":
-        return values.astype(np.float32)
+    if spec["dtype"] in ("float32", "int32"):  # token ids are integers already
+        return values.astype(spec["dtype"])
     limits = np.iinfo(spec["dtype"])
     steps = np.rint(values / np.float32(spec["scale"])) + spec["zero_point"]
     return np.asarray(np.clip(steps, limits.min, limits.max), dtype=spec["dtype"])
@@ -105,6 +105,59 @@ def load_picture(path: Path, image: dict[str, Any]) -> Array:
     mean, std = np.float32(image["mean"]), np.float32(image["std"])
     scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def load_text(text: str, settings: dict[str, Any], tokenizer: Path) -> Array:
+    """Turn a text into token ids as in training: cut and filled to the model's length.
+
+    Args:
+        text: Anything.
+        settings: The key ``text`` of `preprocess.json`.
+        tokenizer: The package's `tokenizer.json`.
+
+    Returns:
+        One input (1, T), int32.
+    """
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(str(tokenizer))
+    cut, fill = encoder.truncation or {}, encoder.padding or {}
+    length, pad_id = settings["max_length"], settings["pad_id"]
+    encoder.enable_truncation(length, direction=cut.get("direction", "right"))
+    encoder.enable_padding(length=length, pad_id=pad_id, direction=fill.get("direction", "right"))
+    return np.array([encoder.encode(text).ids], dtype=np.int32)
+
+
+def load_row(row: dict[str, str], settings: dict[str, Any]) -> Array:
+    """Turn a table's row (column -> cell) into features as in training.
+
+    Args:
+        row: Cells as text; columns that the model does not use are ignored.
+        settings: The key ``table`` of `preprocess.json`.
+
+    Returns:
+        One input (1, F), float32: standardised numbers, and one feature per category.
+    """
+    features: list[float] = []
+    for column in settings["columns"]:
+        cell = row[column["name"]].strip()
+        if column["type"] == "numeric":
+            features.append((float(cell) - column["mean"]) / column["std"])
+        else:
+            features += [float(cell == category) for category in column["categories"]]
+    return np.array([features], dtype=np.float32)
+
+
+def load_sample(sample: str, folder: Path) -> Array:
+    """Read a sample given on the command line: a picture's path, a text, or ``column=cell,column=cell``."""
+    preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
+    settings = preprocess[preprocess["kind"]]
+    if preprocess["kind"] == "image":
+        return load_picture(Path(sample), settings)
+    if preprocess["kind"] == "text":
+        return load_text(sample, settings, folder / settings["tokenizer"])
+    cells = (cell.partition("=") for cell in sample.split(","))
+    return load_row({name.strip(): value for name, _, value in cells}, settings)
 
 
 def probabilities(logits: Array) -> Array:
@@ -189,19 +242,19 @@ def _require_cpu(runtime: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Classify a picture, or the first golden input, and print the best classes."""
+    """Classify a sample, or the first golden input, and print the best classes."""
     folder = Path(__file__).resolve().parent
-    parser = argparse.ArgumentParser(description="Classify a picture with the packaged model.")
-    parser.add_argument("picture", nargs="?", type=Path, help="default: the package's first golden input")
+    parser = argparse.ArgumentParser(description="Classify a sample with the packaged model.")
+    help_ = "a picture's path, a text, or column=cell,... (default: the package's first golden input)"
+    parser.add_argument("sample", nargs="?", help=help_)
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
     chosen = parser.parse_args(arguments)
 
-    if chosen.picture is None:
+    if chosen.sample is None:
         with np.load(folder / "golden.npz") as golden:
             inputs = golden["inputs"][:1]
     else:
-        preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
-        inputs = load_picture(chosen.picture, preprocess["image"])
+        inputs = load_sample(chosen.sample, folder)
 
     model = Model(folder)
     chances = probabilities(model(inputs))[0]

@@ -34,14 +34,14 @@ def convert(request: dict[str, Any], litert_torch: Any, quant_config: Any) -> No
     """Convert one saved program.
 
     Args:
-        request: ``program`` (.pt2), ``output`` (.tflite), ``shape`` of one input batch (N, C, H, W),
-            ``quantized`` and ``layout`` (nchw or nhwc).
+        request: ``program`` (.pt2), ``output`` (.tflite), ``shape`` and ``dtype`` of one input batch,
+            ``quantized`` and ``layout`` (nchw, nhwc or nk).
         litert_torch: The imported package.
         quant_config: Passed for quantized programs; without one the converter leaves every convolution in
             float, silently.
     """
     program: nn.Module = torch.export.load(request["program"]).module(check_guards=False)
-    example = torch.zeros(request["shape"])
+    example = torch.ones(request["shape"], dtype=getattr(torch, request["dtype"]))
     if request["layout"] == "nhwc":
         program, example = ChannelLast(program), example.permute(0, 2, 3, 1).contiguous()
     extra = {"quant_config": quant_config} if request["quantized"] else {}

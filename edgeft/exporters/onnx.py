@@ -19,7 +19,7 @@ from edgeft.exporters import onnx_rewrite
 from edgeft.exporters.check import FileLayer, check_layers
 from edgeft.exporters.onnx_rewrite import MAC_OPS, OnnxGraph
 from edgeft.target import TargetProfile
-from edgeft.types import QuantCoverage, QuantModel, TensorSpec
+from edgeft.types import QuantCoverage, QuantModel, TensorSpec, example_inputs
 
 
 def write(
@@ -30,7 +30,7 @@ def write(
     Labels and preprocessing ride in the file's metadata. The bytes depend on the program and the versions only.
 
     Returns:
-        Coverage, and the specs of the image input and the logits.
+        Coverage, and the specs of input and logits.
 
     Raises:
         ExportError: torch.onnx cannot translate the program, or the file differs from it.
@@ -53,11 +53,14 @@ def write(
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString(deterministic=True))
-    batch = profile.export.batch
+    batch, wanted = profile.export.batch, model.preprocessing
     return (
         check(model, path),
         TensorSpec(
-            name="input", shape=(batch, *model.preprocessing.input_shape), dtype="float32", layout="nchw"
+            name="input",
+            shape=(batch, *wanted.input_shape),
+            dtype=wanted.input_dtype,
+            layout="nchw" if wanted.kind == "image" else "nk",
         ),
         TensorSpec(name="logits", shape=(batch, len(model.labels)), dtype="float32", layout="nk"),
     )
@@ -79,11 +82,16 @@ def _translate(model: QuantModel, profile: TargetProfile) -> onnx.ModelProto:
 
 def _run_torch_onnx(model: QuantModel, profile: TargetProfile) -> onnx.ModelProto:
     static = profile.export.static_shapes
-    example = torch.zeros(profile.export.batch if static else 2, *model.preprocessing.input_shape)
+    example = example_inputs(model.preprocessing, profile.export.batch if static else 2)
     dynamic = None if static else ({0: torch.export.Dim("batch")},)
     try:
         # torch.onnx prints its progress; a library must not.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        silence = io.StringIO()
+        with (
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 model.program,

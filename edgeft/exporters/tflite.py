@@ -19,10 +19,10 @@ from edgeft import extras
 from edgeft.errors import ExportError
 from edgeft.exporters.check import FileLayer, check_layers
 from edgeft.target import TargetProfile
-from edgeft.types import QuantCoverage, QuantModel, TensorSpec
+from edgeft.types import QuantCoverage, QuantModel, TensorSpec, example_inputs
 
 _MAC_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL", "CONV_3D")
-_DTYPES = {np.int8: "int8", np.uint8: "uint8", np.float32: "float32"}
+_DTYPES = {np.int8: "int8", np.uint8: "uint8", np.float32: "float32", np.int32: "int32"}
 
 
 def write(
@@ -30,23 +30,25 @@ def write(
 ) -> tuple[QuantCoverage, TensorSpec, TensorSpec]:
     """Write `model` to `path` and check the file. Returns and raises as `exporters.onnx.write`."""
     extras.require("litert_torch", f"target {profile.id}")
-    shape = (profile.export.batch, *model.preprocessing.input_shape)
+    example = example_inputs(model.preprocessing, profile.export.batch)
+    layout = profile.export.layout if model.preprocessing.kind == "image" else "nk"
     with tempfile.TemporaryDirectory(prefix="edgeft-") as scratch:
         program = Path(scratch) / "program.pt2"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(torch.export.export(model.program, (torch.zeros(shape),)), program)
+            torch.export.save(torch.export.export(model.program, (example,)), program)
         converter().convert(
             program=str(program),
             output=str(path),
-            shape=shape,
-            layout=profile.export.layout,
+            shape=list(example.shape),
+            dtype=model.preprocessing.input_dtype,
+            layout=layout,
             quantized=bool(model.layers),
         )
     metadata = {"edgeft.labels": model.labels, "edgeft.preprocess": model.preprocessing.to_dict()}
     _add_metadata(path, {name: json.dumps(value).encode() for name, value in metadata.items()})
     graph = _File(path)
-    return check(model, path), graph.spec("input", profile.export.layout), graph.spec("output", "nk")
+    return check(model, path), graph.spec("input", layout), graph.spec("output", "nk")
 
 
 def check(model: QuantModel, path: Path) -> QuantCoverage:

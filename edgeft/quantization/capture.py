@@ -17,7 +17,7 @@ from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
 from edgeft.errors import ModelError, QuantizationError
 from edgeft.quantization import annotator
-from edgeft.types import FloatModel, QuantModel
+from edgeft.types import FloatModel, QuantModel, example_inputs
 
 _BATCH_NORMS = {
     torch.ops.aten.batch_norm.default,
@@ -36,7 +36,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
     The caller's module is not changed. The result's `train()` and `eval()` work (they switch dropout).
 
     Args:
-        module: Maps (N, C, H, W) or (N, F) float32 to (N, K).
+        module: Maps (N, C, H, W) or (N, F) float32, or token ids (N, T) int32, to (N, K).
         example: One or more inputs; the batch size in it is not kept.
 
     Raises:
@@ -72,7 +72,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
 
 def float_program(model: FloatModel) -> QuantModel:
     """Return the float network as a program without Q/DQ ops: what the float baselines are exported from."""
-    graph = capture(model.module, torch.zeros(1, *model.input_shape))
+    graph = capture(model.module, example_inputs(model.preprocessing))
     return QuantModel(
         program=graph,
         layers=(),
@@ -171,7 +171,11 @@ def _check_same_function(module: nn.Module, graph: GraphModule, batch: torch.Ten
 
     A layer that is called twice with two batch norms behind it would have both folded into the one weight.
     """
-    inputs = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    if batch.is_floating_point():
+        inputs = torch.randn(batch.shape, generator=generator)
+    else:  # token ids that every vocabulary has
+        inputs = torch.randint(1, 8, batch.shape, generator=generator, dtype=batch.dtype)
     with torch.inference_mode():
         expected, got = module(inputs), graph(inputs)
     if not torch.allclose(got, expected, rtol=0, atol=1e-3 * float(expected.abs().amax()) + 1e-6):

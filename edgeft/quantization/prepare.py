@@ -14,7 +14,7 @@ from edgeft.calibration import CalibrationRecipe
 from edgeft.quantization.annotator import FIXED_RANGES, FusedGroupAnnotator, keeps_range
 from edgeft.quantization.capture import capture, check_no_batch_norm
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
-from edgeft.types import FloatModel, Progress, silent
+from edgeft.types import FloatModel, Progress, example_inputs, silent
 
 # Weight of one batch in the moving averages. Training has hundreds of steps, calibration a handful.
 _TRAINING_MOMENTUM = 0.02
@@ -30,7 +30,7 @@ def prepare(model: FloatModel) -> GraphModule:
         ModelError: torch.export cannot capture the model.
         QuantizationError: A batch norm could not be folded.
     """
-    captured = capture(model.module, torch.zeros(1, *model.input_shape))
+    captured = capture(model.module, example_inputs(model.preprocessing))
     check_no_batch_norm(captured)
     graph: GraphModule = prepare_pt2e(captured, FusedGroupAnnotator())
     _separate_sites(graph)

@@ -21,7 +21,7 @@ from edgeft.quantization.annotator import CLAMPS, INTEGER_MACS
 from edgeft.quantization.capture import float_mac_names, module_path
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from edgeft.quantization.prepare import activation_sites, weight_sites
-from edgeft.types import ActivationQuant, FloatModel, QuantLayer, QuantModel
+from edgeft.types import ActivationQuant, FloatModel, QuantLayer, QuantModel, example_inputs
 
 _decomposed = torch.ops.quantized_decomposed
 QUANTIZE = _decomposed.quantize_per_tensor.default
@@ -134,7 +134,7 @@ def read_back(program: GraphModule, source: FloatModel | QuantModel) -> QuantMod
 
 def save(model: QuantModel, folder: Path) -> None:
     """Write the program to `folder/program.pt2`, and its table of ranges to `folder/ranges.json`."""
-    example = torch.zeros(2, *model.preprocessing.input_shape)
+    example = example_inputs(model.preprocessing, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns about its own pytree registrations
         exported = torch.export.export(

@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+InputArray = npt.NDArray[np.float32] | npt.NDArray[np.int32]
 Spec = Mapping[str, Any]
 
 
-def to_native(x: FloatArray, spec: Spec) -> npt.NDArray[Any]:
+def to_native(x: InputArray, spec: Spec) -> npt.NDArray[Any]:
     """Turn real values into what the file's input takes.
 
     Args:
-        x: One sample or more, (N, C, H, W) or (N, F) float32.
+        x: One sample or more: (N, C, H, W) or (N, F) float32, or token ids (N, T) int32.
         spec: `layout` (``nchw``, ``nhwc``, ``nk``), `dtype` and, for integers, `scale` and `zero_point`.
 
     Returns:
@@ -31,7 +32,7 @@ def to_native(x: FloatArray, spec: Spec) -> npt.NDArray[Any]:
     if spec["layout"] == "nhwc":
         x = x.transpose(0, 2, 3, 1)
     dtype = np.dtype(spec["dtype"])
-    if dtype.kind == "f":
+    if dtype.kind == "f" or x.dtype.kind == "i":  # token ids are no quantized reals
         return np.array(x, dtype=dtype, order="C")
     limits = np.iinfo(spec["dtype"])
     q = np.rint(x / np.float32(spec["scale"])) + spec["zero_point"]
@@ -103,13 +104,13 @@ class BaseAdapter(ABC):
         The keys are the fields of `edgeft.types.RuntimeReport`.
         """
 
-    def prepare(self, x: FloatArray) -> None:
-        """Put one sample, (1, C, H, W) or (1, F) float32, in place for `invoke`."""
+    def prepare(self, x: InputArray) -> None:
+        """Put one sample in place for `invoke`: (1, C, H, W) or (1, F) float32, or token ids (1, T) int32."""
         # Runtimes may share the array's memory without holding on to it.
         self._native = to_native(x, self.inputs[0])
         self._place(self._native)
 
-    def run(self, x: FloatArray) -> FloatArray:
+    def run(self, x: InputArray) -> FloatArray:
         """Return the real-valued outputs, (N, K), of N samples, one at a time."""
         rows = []
         for i in range(len(x)):

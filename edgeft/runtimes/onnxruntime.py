@@ -42,7 +42,12 @@ _PRECISION = {
     "float16": "float16",
     "bfloat16": "bfloat16",
 }
-_DTYPES = {"tensor(float)": "float32", "tensor(int8)": "int8", "tensor(uint8)": "uint8"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+}
 
 
 class Adapter(BaseAdapter):

@@ -25,7 +25,7 @@ from edgeft.errors import ExportError
 from edgeft.exporters import onnx as onnx_exporter
 from edgeft.exporters import openvino as openvino_exporter
 from edgeft.exporters import tflite as tflite_exporter
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ImagePreprocessing
 from edgeft.types import ExportedArtifact, FloatModel, QuantModel
 
 TARGETS = {"onnx": "cpu-onnxruntime", "openvino": "cpu-openvino", "tflite": "cpu-litert"}
@@ -47,7 +47,7 @@ def program() -> QuantModel:
     network.add_module("second", nn.Conv2d(5, 3, 3))
     network.add_module("pool", nn.AdaptiveAvgPool2d(1))
     network.add_module("flat", nn.Flatten())
-    picture = Preprocessing(size=8, resize=9, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
+    picture = ImagePreprocessing(size=8, resize=9, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
     model = FloatModel(module=network.eval(), preprocessing=picture, labels=LABELS)
     graph = quantization.prepare(model)
     x = torch.rand(8, 3, 8, 8) * 2 - 1
@@ -269,4 +269,4 @@ def metadata(format_: str, path: Path) -> dict[str, Any]:
 def test_labels_and_preprocessing_come_back_from_the_file(format_: str) -> None:
     found = metadata(format_, exported(format_).path)
     assert tuple(found["labels"]) == LABELS
-    assert Preprocessing.from_dict(found["preprocess"]) == program().preprocessing
+    assert ImagePreprocessing.from_dict(found["preprocess"]) == program().preprocessing

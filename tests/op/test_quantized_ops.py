@@ -22,7 +22,7 @@ from torch import nn
 
 from edgeft import calibration, exporters, quantization, target
 from edgeft.errors import EdgeftError
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ImagePreprocessing
 from edgeft.types import FloatModel, QuantModel
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -250,7 +250,7 @@ class Deployed:
 def float_model(network: nn.Module) -> FloatModel:
     with torch.inference_mode():
         classes = network.eval()(torch.zeros(2, 3, SIZE, SIZE)).shape[1]
-    picture = Preprocessing(size=SIZE, resize=SIZE, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    picture = ImagePreprocessing(size=SIZE, resize=SIZE, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     labels = tuple(f"class {index}" for index in range(classes))
     return FloatModel(module=network, preprocessing=picture, labels=labels)
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from edgeft.errors import ExportError
 from edgeft.exporters.check import FileLayer, check_layers
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ImagePreprocessing
 from edgeft.types import ActivationQuant, QuantLayer, QuantModel
 
 INPUT = ActivationQuant(name="input", scale=0.5, zero_point=3)
@@ -39,7 +39,7 @@ def program() -> QuantModel:
         activations=(INPUT, OUTPUT),
         float_ops=(),
         output=OUTPUT,
-        preprocessing=Preprocessing(size=4, resize=4, channels=1, mean=(0.0,), std=(1.0,)),
+        preprocessing=ImagePreprocessing(size=4, resize=4, channels=1, mean=(0.0,), std=(1.0,)),
         labels=("a", "b"),
     )
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from edgeft import package, target
 from edgeft.errors import VerificationError, WorkspaceError
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ImagePreprocessing
 from edgeft.types import (
     AccuracyResult,
     ExportedArtifact,
@@ -31,7 +31,7 @@ from edgeft.types import (
 )
 
 LABELS = ("cat", "dog", "élan")
-PREPROCESSING = Preprocessing(
+PREPROCESSING = ImagePreprocessing(
     size=8, resize=9, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bicubic"
 )
 LSB = 0.05
@@ -197,7 +197,7 @@ def test_example_needs_numpy_and_the_runtime_only(folder: Path):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize(("channels", "size"), [(1, (23, 14)), (3, (14, 23)), (3, (9, 9))])
 def test_example_sees_pictures_as_the_model_was_trained(folder, tmp_path, channels, size, interpolation):
-    preprocessing = Preprocessing(
+    preprocessing = ImagePreprocessing(
         size=8,
         resize=9,
         channels=channels,
@@ -364,7 +364,7 @@ def test_litert_package_with_integer_tensors(tmp_path: Path):
     }
     result = _result("litert", [model], fmt="tflite")
     result = dataclasses.replace(result, artifact=dataclasses.replace(result.artifact, **specs))
-    preprocessing = Preprocessing(size=32, resize=32, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    preprocessing = ImagePreprocessing(size=32, resize=32, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
     folder = _write(
         tmp_path / "p",
         result,

@@ -13,7 +13,7 @@ from torch import nn
 
 from edgeft import calibration, quantization
 from edgeft.errors import ModelError, QuantizationError
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ImagePreprocessing
 from edgeft.quantization.annotator import FusedGroupAnnotator
 from edgeft.quantization.capture import capture
 from edgeft.quantization.prepare import activation_sites
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def model(module: nn.Module, channels: int = 3) -> FloatModel:
-    picture = Preprocessing(
+    picture = ImagePreprocessing(
         size=SIZE, resize=SIZE, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels
     )
     return FloatModel(module=module.eval(), preprocessing=picture, labels=("a", "b", "c"))

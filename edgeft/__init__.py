@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgeft.errors import EdgeftError
     from edgeft.pipeline import check, run
-    from edgeft.preprocessing import Preprocessing
+    from edgeft.preprocessing import ImagePreprocessing, TabularPreprocessing, TextPreprocessing
     from edgeft.recipe import Recipe
     from edgeft.stages import benchmark, export, finetune, prune, quantize
     from edgeft.types import FloatModel, QuantModel
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "EdgeftError": "edgeft.errors",
     "FloatModel": "edgeft.types",
-    "Preprocessing": "edgeft.preprocessing",
+    "ImagePreprocessing": "edgeft.preprocessing",
     "QuantModel": "edgeft.types",
     "Recipe": "edgeft.recipe",
+    "TabularPreprocessing": "edgeft.preprocessing",
+    "TextPreprocessing": "edgeft.preprocessing",
     "benchmark": "edgeft.stages",
     "check": "edgeft.pipeline",
     "export": "edgeft.stages",
@@ -37,9 +39,11 @@ _HOMES = {
 __all__ = [
     "EdgeftError",
     "FloatModel",
-    "Preprocessing",
+    "ImagePreprocessing",
     "QuantModel",
     "Recipe",
+    "TabularPreprocessing",
+    "TextPreprocessing",
     "__version__",
     "benchmark",
     "check",

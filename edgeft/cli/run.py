@@ -29,6 +29,12 @@ RecipeFile = Annotated[Path, typer.Argument(help="A recipe file.", metavar="RECI
 WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", metavar="DIR", help="Where to work; runs/<name> by default.")
 ]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="Where to train: cpu, cuda or cuda:N.")
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Say what would be loaded, frozen and trained, and do nothing.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the report as JSON on stdout, progress on stderr.")
 ]
@@ -36,8 +42,13 @@ JsonOption = Annotated[
 
 def run(
     recipe: Annotated[Path | None, _RECIPE_ARGUMENT] = None,
-    data: Annotated[str | None, _option("DIR", "Folder of class folders, or builtin:digits.")] = None,
-    model: Annotated[str | None, _option("SOURCE", "builtin:NAME, timm:NAME or torchvision:NAME.")] = None,
+    data: Annotated[str | None, _option("DIR", "Folder of class folders, a table, or builtin:NAME.")] = None,
+    model: Annotated[
+        str | None,
+        _option(
+            "SOURCE", "timm:NAME, torchvision:NAME, hf:PATH, keras:FILE, builtin:NAME, FILE.py:FUNCTION, ..."
+        ),
+    ] = None,
     target: Annotated[list[str] | None, _option("NAME", "A target; may be given several times.")] = None,
     weights: Annotated[str | None, _option("FILE", "Pretrained weights, .safetensors or .pth.")] = None,
     name: Annotated[str | None, _option("NAME", "Name of the run; by default the data folder's.")] = None,
@@ -45,24 +56,38 @@ def run(
     input_size: Annotated[int | None, _option("PIXELS", "Height and width of the model's input.")] = None,
     seed: Annotated[int | None, _option("N", "Seed of splits, shuffling and fresh weights.")] = None,
     workspace: WorkspaceOption = None,
+    device: DeviceOption = "cpu",
+    explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Fine-tune, prune, quantize, export, measure, package and report: all that RECIPE says.
 
     A run that was interrupted or killed continues when the same command is given again.
     """
+    how = How(workspace=workspace, device=device, explain=explain, as_json=as_json)
     task = {"data": data}
     network = {"source": model, "weights": weights, "input_size": input_size}
     top = {"targets": target or None, "name": name, "seed": seed}
     given = {"task": task, "model": network, "finetune": {"epochs": epochs}, **top}
     if recipe is None:
-        return _execute(_recipe_from_options(given), Path(), workspace, None, as_json=as_json)
+        return _start(_recipe_from_options(given), Path(), how)
     if extra := _options_in_use(given):
         raise ConfigError(
             f"{recipe} and {', '.join(extra)}: a recipe and options that describe one exclude each other",
             "write it into the recipe, or leave RECIPE out and give --data, --model and --target",
         )
-    return _run_file(recipe, workspace, None, as_json=as_json)
+    return _run_file(recipe, how)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """What the options say that every one of these verbs has."""
+
+    workspace: Path | None
+    device: str
+    explain: bool
+    as_json: bool
+    until: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +98,18 @@ class StageVerb:
     help: str
 
     @property
-    def command(self) -> Callable[[Path, Path | None, bool], int]:
+    def command(self) -> Callable[..., int]:
         """The verb's function, with the options that all these verbs share."""
 
         def run_up_to(
-            recipe: RecipeFile, workspace: WorkspaceOption = None, as_json: JsonOption = False
+            recipe: RecipeFile,
+            workspace: WorkspaceOption = None,
+            device: DeviceOption = "cpu",
+            explain: ExplainOption = False,
+            as_json: JsonOption = False,
         ) -> int:
-            return _run_file(recipe, workspace, self.name, as_json=as_json)
+            how = How(workspace=workspace, until=self.name, device=device, explain=explain, as_json=as_json)
+            return _run_file(recipe, how)
 
         return run_up_to
 
@@ -92,30 +122,49 @@ STAGES: Final = (
 )
 
 
-def _run_file(path: Path, workspace: Path | None, until: str | None, *, as_json: bool) -> int:
+def _run_file(path: Path, how: How) -> int:
     from edgeft import recipe as recipes
 
     loaded = recipes.load(path)
-    if until in ("prune", "quantize") and getattr(loaded, until) is None:
+    if how.until in ("prune", "quantize") and getattr(loaded, how.until) is None:
         raise ConfigError(
-            f"{path} has no section [{until}]: there is nothing to do up to that stage",
-            f"add [{until}] to the recipe",
+            f"{path} has no section [{how.until}]: there is nothing to do up to that stage",
+            f"add [{how.until}] to the recipe",
         )
-    return _execute(loaded, path.parent, workspace, until, as_json=as_json)
+    return _start(loaded, path.parent, how)
 
 
-def _execute(recipe: Recipe, base: Path, workspace: Path | None, until: str | None, *, as_json: bool) -> int:
-    folder = workspace or Path("runs") / recipe.name
-    output = console.make(to_stderr=as_json)
+def _start(recipe: Recipe, base: Path, how: How) -> int:
+    return _explain(recipe, base, how) if how.explain else _execute(recipe, base, how)
+
+
+def _explain(recipe: Recipe, base: Path, how: How) -> int:
+    from edgeft import pipeline
+
+    lines = pipeline.explain(recipe, base=base)
+    if how.as_json:
+        print(json.dumps({"explanation": lines}, indent=2))
+    else:
+        output = console.make()
+        for line in lines:
+            output.print(line, soft_wrap=True, markup=False, highlight=False)
+    return ExitCode.OK
+
+
+def _execute(recipe: Recipe, base: Path, how: How) -> int:
+    folder = how.workspace or Path("runs") / recipe.name
+    output = console.make(to_stderr=how.as_json)
     with console.StageLog(output) as log:
         from edgeft import pipeline
 
-        summary = pipeline.run(recipe, base=base, workspace=folder, until=until, progress=log)
-    if as_json:
+        summary = pipeline.run(
+            recipe, base=base, workspace=folder, until=how.until, device=how.device, progress=log
+        )
+    if how.as_json:
         print(json.dumps({"workspace": str(summary.workspace), "report": summary.report}, indent=2))
     elif summary.report is not None:
         _print_report(summary.report, summary.workspace)
-    else:
+    elif not summary.joined:
         output.print(f"workspace: {console.shown(summary.workspace)}", soft_wrap=True)
     # The verdict against the run's own float model is information; only a gate with a baseline decides.
     return ExitCode.OK

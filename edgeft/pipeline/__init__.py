@@ -2,11 +2,13 @@
 
 - `run` and `check` are what the CLI calls,
 - `preflight`: cross-checks before any work,
+- `explanation`: what would be done,
 - `walk`: stages, their keys, reuse and commit,
 - `inputs`: the objects that stages read, loaded when needed,
 - `steps`: the stages themselves,
 - `evaluation`: what is measured for a target,
-- `conclusion`: packages and report.
+- `conclusion`: packages and report,
+- `processes`: what the others do where torchrun started several.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import gating, records
-from edgeft.pipeline import conclusion, preflight
+from edgeft.pipeline import conclusion, explanation, preflight, processes
 from edgeft.pipeline.inputs import RunInputs
 from edgeft.pipeline.preflight import Finding
 from edgeft.pipeline.progress import RunProgress, SilentProgress
@@ -27,7 +29,7 @@ from edgeft.recipe import Recipe
 from edgeft.types import TargetResult, Verdict
 from edgeft.workspace import Workspace
 
-__all__ = ["STAGES", "Finding", "RunProgress", "RunSummary", "check", "run"]
+__all__ = ["STAGES", "Finding", "RunProgress", "RunSummary", "check", "explain", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +39,22 @@ class RunSummary:
     workspace: Path
     report: dict[str, Any] | None = None
     verdict: Verdict | None = None
+    joined: bool = False
+    """Whether this process only helped another one to train (`processes`)."""
 
 
 def check(recipe: Recipe, *, base: Path | None = None) -> list[Finding]:
     """Return the findings of `edgeft check`, errors included; nothing is trained or written."""
     return preflight.check(recipe, base=base or Path())
+
+
+def explain(recipe: Recipe, *, base: Path | None = None) -> list[str]:
+    """Return lines that say what `run` would load, freeze and train; nothing is trained or written.
+
+    Raises:
+        EdgeftError: Whatever `check` finds wrong.
+    """
+    return explanation.explain(recipe, base=base or Path())
 
 
 def run(
@@ -50,6 +63,7 @@ def run(
     base: Path | None = None,
     workspace: Path | None = None,
     until: str | None = None,
+    device: str = "cpu",
     progress: RunProgress | None = None,
 ) -> RunSummary:
     """Do all that a recipe says, continuing where an earlier run of the same recipe stopped.
@@ -59,6 +73,8 @@ def run(
         base: Folder that its paths are relative to; the working directory by default.
         workspace: Folder to work in; ``runs/<name>`` by default.
         until: Last stage to do, one of `STAGES`; everything by default.
+        device: Where networks are trained: ``cpu``, ``cuda`` or ``cuda:N``. Finished stages are reused whatever device
+            they were trained on.
         progress: Told about stages.
 
     Raises:
@@ -67,17 +83,25 @@ def run(
     """
     base = base or Path()
     progress = progress or SilentProgress()
+    workspace = workspace or Path("runs") / recipe.name
+    if processes.count() > 1:
+        processes.require_finetune(until)
+    if processes.rank() > 0:
+        processes.follow(recipe, base, workspace, device)
+        return RunSummary(workspace=workspace, joined=True)
     for finding in preflight.check(recipe, base=base):
         if finding.error is not None:
             raise finding.error
         if finding.level == "warning":
             progress.note(f"{finding.text}; {finding.hint}".rstrip("; "))
-    with Workspace.open(workspace or Path("runs") / recipe.name, note=progress.note) as opened:
+    with Workspace.open(workspace, note=progress.note) as opened:
         opened.write_text("recipe.toml", recipe.to_toml())
         walk = Walk(opened, progress)
-        inputs = RunInputs(recipe, base, walk)
+        inputs = RunInputs(recipe, base, walk.folders, device=device, progress=walk.tell)
         for name, step in STEPS.items():
             step(inputs, walk)
+            if name == "finetune":
+                processes.release(opened.path)
             if name == until:
                 return RunSummary(workspace=opened.path)
         walk.record_keys(only_used=True)

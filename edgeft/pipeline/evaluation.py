@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgeft import measure
-from edgeft.measure import Variant
+from edgeft.measure import Variant, classification, gallery
+from edgeft.measure.user_metric import UserMetric
 from edgeft.recipe import Measure
 from edgeft.target import TargetProfile
 from edgeft.types import (
     ExportedArtifact,
     FloatArray,
+    InputArray,
     LatencyResult,
     Progress,
     Samples,
@@ -40,11 +43,14 @@ def measure_target(
     *,
     artifact: ExportedArtifact,
     baseline: ExportedArtifact,
-    inputs: FloatArray,
+    inputs: InputArray,
     samples: Samples,
     reference: FloatArray,
     lsb: float,
     config: Measure,
+    classes: Sequence[str],
+    user_metrics: Sequence[UserMetric] = (),
+    with_gallery: bool = False,
     progress: Progress = silent,
 ) -> Measured:
     """Run both files of a target over the test split, then time them in turns.
@@ -53,11 +59,14 @@ def measure_target(
         profile: The target.
         artifact: The compressed file.
         baseline: The float file of the unpruned network.
-        inputs: The test split as model inputs, (N, C, H, W) float32.
+        inputs: The test split as model inputs.
         samples: The test split, for labels and identities.
         reference: Logits (N, K) of the program that `artifact` was exported from.
         lsb: One step of those logits.
         config: Rounds and stop rule of the timing.
+        classes: Names of the classes.
+        user_metrics: The recipe's own metrics.
+        with_gallery: Whether to show the hardest and the most confused samples.
         progress: Told how far it is.
 
     Raises:
@@ -68,25 +77,19 @@ def measure_target(
     logits = _predict(artifact, profile, inputs)
     float_logits = _predict(baseline, profile, inputs)
     settings: list[dict[str, str]] = [{}, *profile.runtime.float_options]
-    variants = [
-        Variant(
-            label="float " + " ".join(options.values()), artifact=baseline, profile=profile, options=options
-        )
-        if options
-        else Variant(label="float", artifact=baseline, profile=profile)
-        for options in settings
-    ]
-    variants.append(Variant(label=artifact.scheme, artifact=artifact, profile=profile))
-    *floats, head = measure.latencies(
-        variants,
+    # Integer files run under the profile's own options, which their numbers are checked with.
+    head_settings = settings if artifact.scheme == "float32" else [{}]
+    floats, heads = _time(
+        [
+            [_variant("float", baseline, profile, options) for options in settings],
+            [_variant(_head_label(artifact), artifact, profile, options) for options in head_settings],
+        ],
         inputs[:_CHUNK],
-        rounds=config.rounds,
-        min_runs=config.min_runs,
-        min_seconds=config.min_seconds,
-        progress=progress,
+        config,
+        progress,
     )
     # A speed-up counts against the fastest float that this runtime offers, whatever its default is.
-    floats.sort(key=lambda latency: latency.p50_ms)
+    head = heads[0]
     ratios = [measure.ratio(head, latency) for latency in floats]
     result = TargetResult(
         target=profile.id,
@@ -100,13 +103,51 @@ def measure_target(
         other_float=tuple(_thinned(latency) for latency in floats[1:]),
         ratio=ratios[0],
         other_ratios=tuple(ratios[1:]),
+        metrics=classification.metrics(logits, samples.labels, classes=classes),
+        baseline_metrics=classification.metrics(float_logits, samples.labels, classes=classes),
+        user_metrics=_own(user_metrics, samples, logits),
+        baseline_user_metrics=_own(user_metrics, samples, float_logits),
+        gallery=gallery.collect(logits, samples.labels, samples, classes=classes) if with_gallery else None,
     )
     return Measured(result=result, logits=logits)
 
 
-def _predict(artifact: ExportedArtifact, profile: TargetProfile, inputs: FloatArray) -> FloatArray:
+def _head_label(artifact: ExportedArtifact) -> str:
+    return "final" if artifact.scheme == "float32" else artifact.scheme
+
+
+def _variant(
+    label: str, artifact: ExportedArtifact, profile: TargetProfile, options: dict[str, str]
+) -> Variant:
+    name = " ".join([label, *options.values()])
+    return Variant(label=name, artifact=artifact, profile=profile, options=options)
+
+
+def _time(
+    groups: Sequence[Sequence[Variant]], inputs: InputArray, config: Measure, progress: Progress
+) -> list[list[LatencyResult]]:
+    """Time all variants in turns and return those of each group, the fastest first."""
+    timed = iter(
+        measure.latencies(
+            [variant for group in groups for variant in group],
+            inputs,
+            rounds=config.rounds,
+            min_runs=config.min_runs,
+            min_seconds=config.min_seconds,
+            progress=progress,
+        )
+    )
+    return [sorted((next(timed) for _ in group), key=lambda latency: latency.p50_ms) for group in groups]
+
+
+def _predict(artifact: ExportedArtifact, profile: TargetProfile, inputs: InputArray) -> FloatArray:
     chunks = [inputs[start : start + _CHUNK] for start in range(0, len(inputs), _CHUNK)]
     return np.concatenate([measure.predict(artifact, profile, chunk)[0] for chunk in chunks])
+
+
+def _own(metrics: Sequence[UserMetric], samples: Samples, logits: FloatArray) -> dict[str, float]:
+    shares = classification.probabilities(logits)
+    return {name: value for metric in metrics for name, value in metric(samples.labels, shares).items()}
 
 
 def _thinned(latency: LatencyResult) -> LatencyResult:

@@ -7,23 +7,36 @@ is read back within one run; a resumed run reads the same bytes from the stage's
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edgeft import data, records, target
-from edgeft.pipeline.walk import RESULTS, Walk, read_json
-from edgeft.preprocessing import Preprocessing
-from edgeft.recipe import Finetune, Recipe, Training
-from edgeft.types import ExportedArtifact, FloatArray, FloatModel, QuantModel, Splits
+from edgeft import data, preprocessing, records, target
+from edgeft.measure import user_metric
+from edgeft.measure.user_metric import UserMetric
+from edgeft.pipeline.walk import RESULTS, read_json
+from edgeft.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
+from edgeft.recipe import Finetune, Model, Recipe, Training
+from edgeft.types import (
+    ExportedArtifact,
+    FloatArray,
+    FloatModel,
+    InputArray,
+    Progress,
+    QuantModel,
+    Splits,
+    silent,
+)
 
 if TYPE_CHECKING:
-    from edgeft.models import BuiltModel
+    from torch import nn
+
+    from edgeft.models import BuiltModel, LoadAccount
     from edgeft.training import Batches
 
 _EVALUATION_BATCH = 32
+PREPROCESSING = "preprocessing.json"
 
 
 class RunInputs:
@@ -32,13 +45,25 @@ class RunInputs:
     Args:
         recipe: The recipe.
         base: Folder that its paths are relative to.
-        walk: Knows the folders of the finished stages.
+        folders: Those of the finished stages, by name; more may come while this object lives.
+        device: Where networks are trained: ``cpu``, ``cuda`` or ``cuda:N``.
+        progress: Told how far reading is.
     """
 
-    def __init__(self, recipe: Recipe, base: Path, walk: Walk) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: Path,
+        folders: Mapping[str, Path],
+        *,
+        device: str = "cpu",
+        progress: Progress = silent,
+    ) -> None:
         self.recipe = recipe
         self.base = base
-        self.walk = walk
+        self.folders = folders
+        self.device = device
+        self.progress = progress
 
     @cached_property
     def profiles(self) -> list[target.TargetProfile]:
@@ -51,34 +76,46 @@ class RunInputs:
         return self.recipe.finetune or Finetune(method="none")
 
     @cached_property
-    def preprocessing(self) -> Preprocessing:
-        """The one preprocessing of training, calibration, evaluation and device."""
+    def template(self) -> ImagePreprocessing | TextPreprocessing | None:
+        """What the model's source says about preprocessing, before the data is seen."""
         from edgeft import models
 
-        return models.default_preprocessing(self.recipe.model)
+        return models.default_preprocessing(self.recipe.model, self.recipe.task.kind, base=self.base)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """The one preprocessing of training, calibration, evaluation and device, as the data stage completed it."""
+        folder = self.folders["data"]
+        stored = read_json(folder / PREPROCESSING)
+        files = {path.name: path.read_text(encoding="utf-8") for path in (folder / "preprocessing").glob("*")}
+        return preprocessing.from_dict(stored, files)
+
+    @cached_property
+    def user_metrics(self) -> tuple[UserMetric, ...]:
+        """The recipe's own metrics."""
+        return tuple(user_metric.load_all(self.recipe.evaluate.metrics, self.base))
 
     @cached_property
     def splits(self) -> Splits:
         """The data set, split as the data stage has stored it."""
         return data.from_manifest(
-            read_json(self.walk.folders["data"] / "manifest.json"),
+            read_json(self.folders["data"] / "manifest.json"),
             self.recipe.task,
             self.preprocessing,
             base=self.base,
-            progress=self.walk.tell,
+            progress=self.progress,
         )
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """Classes, counts, skipped files and fingerprint, without decoding a sample."""
-        facts: dict[str, Any] = read_json(self.walk.folders["data"] / RESULTS)
+        facts: dict[str, Any] = read_json(self.folders["data"] / RESULTS)
         return facts
 
     @cached_property
-    def test_inputs(self) -> FloatArray:
-        """The test split as model inputs, (N, C, H, W) float32."""
-        test = self.splits.test
-        return self.preprocessing.normalize(np.stack([test.pixels(i) for i in range(len(test))]))
+    def test_inputs(self) -> InputArray:
+        """The test split as model inputs, (N, ...)."""
+        return self.splits.test.inputs(range(len(self.splits.test)))
 
     @cached_property
     def finetuned(self) -> FloatModel:
@@ -88,15 +125,15 @@ class RunInputs:
     @cached_property
     def pruned(self) -> FloatModel:
         """The network that is quantized: pruned and recovered, or the fine-tuned one."""
-        return self._load_float("prune") if "prune" in self.walk.folders else self.finetuned
+        return self._load_float("prune") if "prune" in self.folders else self.finetuned
 
     @cached_property
     def program(self) -> QuantModel:
         """The program that is exported: Q/DQ, or float where the recipe does not quantize."""
         from edgeft import quantization
 
-        if "quantize" in self.walk.folders:
-            return quantization.load(self.walk.folders["quantize"], self.pruned)
+        if "quantize" in self.folders:
+            return quantization.load(self.folders["quantize"], self.pruned)
         return quantization.float_program(self.pruned)
 
     @cached_property
@@ -121,15 +158,23 @@ class RunInputs:
         return max(float(self.reference.max() - self.reference.min()) / 255, 1e-12)
 
     @cached_property
-    def weights_digest(self) -> str:
-        """SHA-256 of the pretrained weights' bytes; empty if none are read."""
-        from edgeft.models import sources
+    def teacher(self) -> Model | None:
+        """Where the network comes from that fine-tuning follows."""
+        given = self.finetune.teacher
+        if given is None:
+            return None
+        return self.recipe.model.model_copy(update={"source": given.source, "weights": given.weights})
 
-        if self.finetune.method == "retrain":
-            return ""
-        given = self.recipe.model.weights
-        path = self.base / given if given else sources.shipped_weights(self.recipe.model.source)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""
+    def files_digest(self, model: Model | None) -> str:
+        """Return the SHA-256 of all files that a network is made from; empty if there are none."""
+        from edgeft import models
+
+        digest = hashlib.sha256()
+        found = models.files(model, base=self.base) if model else ()
+        for path in found:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest() if found else ""
 
     def build(self) -> BuiltModel:
         """Return the recipe's network with its pretrained weights and a head for the data's classes."""
@@ -140,9 +185,48 @@ class RunInputs:
             len(self.data_facts["classes"]),
             base=self.base,
             seed=self.recipe.seed,
+            preprocessing=self.preprocessing,
             fresh=self.finetune.method == "retrain",
             keep_head=self.finetune.method == "none",
         )
+
+    def finetune_with(self, checkpoint: Path) -> tuple[FloatModel, LoadAccount]:
+        """Build the network, train it as the recipe says, and return it with the account of its tensors.
+
+        Args:
+            checkpoint: File to resume from and to write after every epoch.
+        """
+        from edgeft import stages
+
+        built = self.build()
+        tuned = stages.finetune(
+            FloatModel(module=built.module, preprocessing=self.preprocessing, labels=self.splits.classes),
+            self.training_batches(self.finetune),
+            self.plain_batches(self.splits.val),
+            self.finetune,
+            head=built.head,
+            teacher=self.build_teacher(),
+            seed=self.recipe.seed,
+            checkpoint=checkpoint,
+            device=self.device,
+            progress=self.progress,
+        )
+        return tuned, built.account
+
+    def build_teacher(self) -> nn.Module | None:
+        """Return the network that fine-tuning follows, or None where it follows none."""
+        from edgeft import models
+
+        if self.teacher is None:
+            return None
+        return models.build(
+            self.teacher,
+            len(self.data_facts["classes"]),
+            base=self.base,
+            seed=self.recipe.seed,
+            preprocessing=self.preprocessing,
+            keep_head=True,
+        ).module
 
     def training_batches(self, config: Training) -> Batches:
         """Return shuffled, augmented training batches as a stage's section asks for them."""
@@ -155,6 +239,7 @@ class RunInputs:
             seed=self.recipe.seed,
             augment=config.augment,
             shuffle=True,
+            imbalance=config.imbalance,
         )
 
     def plain_batches(self, samples: Any) -> Batches:
@@ -167,7 +252,7 @@ class RunInputs:
 
     def artifact(self, profile: target.TargetProfile, which: str) -> ExportedArtifact:
         """Return the record of a target's exported file: ``artifact`` or ``baseline``."""
-        folder = self.walk.folders[f"export-{profile.id}"]
+        folder = self.folders[f"export-{profile.id}"]
         return records.decode(ExportedArtifact, read_json(folder / f"{which}.json"), folder)
 
     def _load_float(self, stage: str) -> FloatModel:
@@ -177,7 +262,12 @@ class RunInputs:
 
         classes = tuple(self.data_facts["classes"])
         built = models.build(
-            self.recipe.model, len(classes), base=self.base, seed=self.recipe.seed, fresh=True
+            self.recipe.model,
+            len(classes),
+            base=self.base,
+            seed=self.recipe.seed,
+            preprocessing=self.preprocessing,
+            fresh=True,
         )
-        module = pruning.restore(built.module, load_file(self.walk.folders[stage] / "model.safetensors"))
+        module = pruning.restore(built.module, load_file(self.folders[stage] / "model.safetensors"))
         return FloatModel(module=module.eval(), preprocessing=self.preprocessing, labels=classes)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from edgeft import calibration, data, gating, models, target
-from edgeft.errors import DataError, EdgeftError
-from edgeft.measure import check_isa_floor, statistics
+from edgeft.errors import DataError, EdgeftError, ModelError
+from edgeft.measure import check_isa_floor, statistics, user_metric
+from edgeft.preprocessing import ImagePreprocessing, Preprocessing
 from edgeft.recipe import Recipe
 
 
@@ -41,6 +42,7 @@ def check(recipe: Recipe, *, base: Path) -> list[Finding]:
     found = data.scan(recipe.task, base)
     counts = _expected_counts(recipe, found)
     findings += _guarded("model", lambda: _model(recipe, base, len(found.classes)))
+    findings += _guarded("metrics", lambda: _metrics(recipe, base))
     findings += _guarded("calibration", lambda: _calibration(recipe, base, counts["train"]))
     findings += _guarded("gate", lambda: _gate(recipe, counts["test"]))
     return findings
@@ -60,23 +62,51 @@ def _target(name: str, base: Path) -> Iterator[Finding]:
     yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
 
 
-def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:
+def build_model(recipe: Recipe, base: Path, classes: int) -> models.BuiltModel:
+    """Return the network of a recipe, for `classes` classes and the inputs of its data.
+
+    Raises:
+        EdgeftError: As `models.build` and, for texts and tables, `data.load`.
+    """
     method = recipe.finetune.method if recipe.finetune else "none"
-    built = models.build(
+    template = models.default_preprocessing(recipe.model, recipe.task.kind, base=base)
+    preprocessing: Preprocessing
+    if isinstance(template, ImagePreprocessing):
+        preprocessing = template
+    else:  # the shape depends on the data, which reads fast
+        preprocessing = data.load(recipe.task, template, base=base, seed=recipe.seed).preprocessing
+    return models.build(
         recipe.model,
         classes,
         base=base,
         seed=recipe.seed,
+        preprocessing=preprocessing,
         fresh=method == "retrain",
         keep_head=method == "none",
     )
-    account = built.account
-    yield Finding(
-        level="ok",
-        topic="model",
-        text=f"{recipe.model.source}: {len(account.loaded)} tensors loaded, {len(account.left_out)} left out, "
-        f"{len(account.fresh)} fresh; head {built.head!r} for {classes} classes",
-    )
+
+
+def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:
+    method = recipe.finetune.method if recipe.finetune else "none"
+    built = build_model(recipe, base, classes)
+    from edgeft import training  # takes seconds: after everything that is found out faster
+
+    for section in (recipe.finetune, recipe.prune, recipe.quantize):
+        if section is not None:
+            training.check(section)
+    if built.not_trainable and method != "none":
+        raise ModelError(
+            f"finetune.method = {method!r}: {recipe.model.source} cannot be trained: {built.not_trainable}",
+            'leave [finetune] out, or set method = "none"',
+        )
+    if built.not_prunable and recipe.prune:
+        raise ModelError(
+            f"[prune]: {recipe.model.source} cannot be pruned: {built.not_prunable}", "leave [prune] out"
+        )
+    if built.head:
+        yield Finding(level="ok", topic="model", text=f"head {built.head!r} for {classes} classes")
+    for line in built.account.lines():
+        yield Finding(level="ok", topic="model", text=f"{recipe.model.source}: {line}")
 
 
 def _data(recipe: Recipe, base: Path) -> Iterator[Finding]:
@@ -85,8 +115,15 @@ def _data(recipe: Recipe, base: Path) -> Iterator[Finding]:
     yield Finding(level="ok", topic="data", text=f"{len(found.classes)} classes, samples: {splits}")
     if found.bad:
         yield Finding(
-            level="warning", topic="data", text=f"{len(found.bad)} files are no images and will be skipped"
+            level="warning",
+            topic="data",
+            text=f"{len(found.bad)} files or rows are no samples and will be skipped",
         )
+
+
+def _metrics(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    for metric in user_metric.load_all(recipe.evaluate.metrics, base):
+        yield Finding(level="ok", topic="metrics", text=f"{metric.name} of {metric.path}")
 
 
 def _calibration(recipe: Recipe, base: Path, available: int) -> Iterator[Finding]:

@@ -10,12 +10,13 @@ import numpy as np
 
 import edgeft
 from edgeft import calibration, data, extras, measure, records, target
-from edgeft.pipeline import evaluation
-from edgeft.pipeline.inputs import RunInputs
+from edgeft.pipeline import evaluation, processes
+from edgeft.pipeline.inputs import PREPROCESSING, RunInputs
 from edgeft.pipeline.walk import CHECKPOINT, Outcome, Walk, write_json
-from edgeft.types import FloatModel, StepRecord
+from edgeft.types import FloatModel, StepRecord, example_inputs
 
 _GOLDEN_SAMPLES = 8
+_LEAKS_SHOWN = 3
 
 
 def load_data(run: RunInputs, walk: Walk) -> None:
@@ -23,17 +24,19 @@ def load_data(run: RunInputs, walk: Walk) -> None:
     recipe = run.recipe
     inputs = {
         "task": recipe.task.model_dump(mode="json"),
-        "preprocessing": run.preprocessing.to_dict(),
+        "preprocessing": run.template.to_dict() if run.template else {},
         "seed": recipe.seed,
         "listing": data.scan(recipe.task, run.base).listing,
-        "versions": _versions("pillow", "sklearn", "numpy"),
+        "versions": _versions("pillow", "sklearn", "tokenizers", "numpy"),
     }
 
     def work(folder: Path) -> Outcome:
-        splits = data.load(
-            recipe.task, run.preprocessing, base=run.base, seed=recipe.seed, progress=walk.tell
-        )
-        run.splits = splits
+        splits = data.load(recipe.task, run.template, base=run.base, seed=recipe.seed, progress=walk.tell)
+        run.splits, run.preprocessing = splits, splits.preprocessing
+        write_json(folder / PREPROCESSING, splits.preprocessing.to_dict())
+        (folder / "preprocessing").mkdir()
+        for name, text in splits.preprocessing.files().items():
+            (folder / "preprocessing" / name).write_text(text, encoding="utf-8")
         manifest = data.to_manifest(splits)
         write_json(folder / "manifest.json", manifest)
         counts = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
@@ -44,8 +47,10 @@ def load_data(run: RunInputs, walk: Walk) -> None:
             "fingerprint": splits.fingerprint,
             "leaks": list(manifest["leaks"]),
         }
-        for name in manifest["leaks"]:
-            walk.progress.note(f"test sample {name} is also among the training or validation samples")
+        if leaks := manifest["leaks"]:
+            more = f" and {len(leaks) - _LEAKS_SHOWN} more are" if len(leaks) > _LEAKS_SHOWN else " is"
+            named = ", ".join(leaks[:_LEAKS_SHOWN])
+            walk.progress.note(f"test sample {named}{more} also among the training or validation samples")
         skipped = f", {len(splits.skipped)} skipped" if splits.skipped else ""
         text = ", ".join(f"{count} {name}" for name, count in counts.items())
         return results, f"{len(splits.classes)} classes, {text}{skipped}"
@@ -60,32 +65,24 @@ def finetune(run: RunInputs, walk: Walk) -> None:
         "config": config.model_dump(mode="json"),
         "source": run.recipe.model.source,
         "preprocessing": run.preprocessing.to_dict(),
-        "weights": run.weights_digest,
+        "weights": run.files_digest(run.recipe.model),
+        "teacher": run.files_digest(run.teacher),
         "data": run.data_facts["fingerprint"],
         "seed": run.recipe.seed,
-        "versions": _versions("torch", "lightning", "timm", "torchvision"),
+        "versions": _versions("torch", "lightning", "timm", "torchvision", "transformers"),
     }
 
     def work(folder: Path) -> Outcome:
-        from edgeft import pruning, stages
+        from edgeft import pruning
 
-        built = run.build()
-        tuned = stages.finetune(
-            FloatModel(module=built.module, preprocessing=run.preprocessing, labels=run.splits.classes),
-            run.training_batches(config),
-            run.plain_batches(run.splits.val),
-            config,
-            head="" if config.method == "retrain" else built.head,
-            seed=run.recipe.seed,
-            checkpoint=folder / CHECKPOINT,
-            progress=walk.tell,
-        )
-        run.finetuned = tuned
+        processes.call(walk.workspace.path, walk.folders["data"], folder / CHECKPOINT)
+        run.finetuned, account = run.finetune_with(folder / CHECKPOINT)
+        tuned = run.finetuned
         results = _save(
             tuned,
             folder,
-            tensors_loaded=len(built.account.loaded),
-            tensors_fresh=len(built.account.fresh),
+            tensors_loaded=len(account.loaded),
+            tensors_fresh=len(account.fresh),
             macs=pruning.count_macs(tuned.module, _example(tuned)),
         )
         return results, f"validation accuracy {tuned.history[-1].results['val_accuracy']:.2%}"
@@ -205,6 +202,8 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
     for profile in run.profiles:
         inputs = {
             "config": run.recipe.measure.model_dump(mode="json"),
+            "metrics": [[metric.name, metric.sha256] for metric in run.user_metrics],
+            "gallery": profile is run.profiles[0],
             "upstream": walk.keys[f"export-{profile.id}"],
             "host": measure.host_fingerprint(),
         }
@@ -219,6 +218,9 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
                 reference=run.reference,
                 lsb=run.lsb,
                 config=run.recipe.measure,
+                classes=run.splits.classes,
+                user_metrics=run.user_metrics,
+                with_gallery=profile is run.profiles[0],  # the pictures of the others are nearly the same
                 progress=walk.tell,
             )
             golden = slice(0, _GOLDEN_SAMPLES)
@@ -266,6 +268,4 @@ def _versions(*modules: str) -> dict[str, str]:
 
 
 def _example(model: FloatModel) -> Any:
-    import torch
-
-    return torch.zeros(1, *model.input_shape)
+    return example_inputs(model.preprocessing)

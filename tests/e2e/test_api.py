@@ -67,7 +67,7 @@ def val() -> DataLoader:
 def own() -> FloatModel:
     """The user's untrained network, left in training mode as a constructor leaves it."""
     torch.manual_seed(0)
-    preprocessing = edgeft.Preprocessing(size=16, resize=16, channels=1, mean=(0.5,), std=(0.5,))
+    preprocessing = edgeft.ImagePreprocessing(size=16, resize=16, channels=1, mean=(0.5,), std=(0.5,))
     return FloatModel(module=OwnNet(), preprocessing=preprocessing, labels=CLASSES)
 
 

@@ -43,16 +43,16 @@ def raising(error):
 
 
 def finished(outcome, seen=None):
-    def run(recipe, *, base, workspace, until, progress):
+    def run(recipe, *, base, workspace, until, device, progress):
         if seen is not None:
-            seen.update(recipe=recipe, base=base, workspace=workspace, until=until)
+            seen.update(recipe=recipe, base=base, workspace=workspace, until=until, device=device)
         progress.stage_started("finetune", "Fine-tune")
         progress.stage_progress("epoch 1", done=1, total=2)
         progress.stage_finished("finetune", 1.25, "val accuracy 97.0 % [drop 1]")
         progress.stage_reused("prune", "Prune")
         progress.note("two files were skipped")
         verdict = outcome and Verdict(outcome=outcome, reference="float", checks=())
-        return SimpleNamespace(report=None, workspace=workspace, verdict=verdict)
+        return SimpleNamespace(report=None, workspace=workspace, verdict=verdict, joined=False)
 
     return run
 

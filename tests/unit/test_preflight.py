@@ -41,22 +41,26 @@ def errors(findings: list) -> list:
     return [finding.error for finding in findings if finding.level == "error"]
 
 
+def model_findings(findings) -> str:
+    return "\n".join(finding.text for finding in findings if finding.topic == "model")
+
+
 def test_a_good_recipe_has_a_finding_per_topic(tmp_path: Path):
     findings = edgeft.check(digits(quantize={}), base=tmp_path)
-    assert [finding.topic for finding in findings] == ["targets", "data", "model", "calibration", "gate"]
+    topics = list(dict.fromkeys(finding.topic for finding in findings))
+    assert topics == ["targets", "data", "model", "calibration", "gate"]
     assert not errors(findings)
     told = {finding.topic: finding.text for finding in findings}
-    assert "2 fresh" in told["model"] and "5 classes" in told["model"]
+    model = model_findings(findings)
+    assert "2 fresh" in model and "5 classes" in model
     assert "128" in told["calibration"]
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
 def test_the_file_s_tensors_are_accounted_for(tmp_path: Path):
-    (model,) = [f for f in edgeft.check(digits(), base=tmp_path) if f.topic == "model"]
-    (fresh,) = [
-        f for f in edgeft.check(digits(finetune={"method": "retrain"}), base=tmp_path) if f.topic == "model"
-    ]
-    assert "84 tensors loaded" in model.text and " 0 tensors loaded" in fresh.text
+    model = model_findings(edgeft.check(digits(), base=tmp_path))
+    fresh = model_findings(edgeft.check(digits(finetune={"method": "retrain"}), base=tmp_path))
+    assert "84 tensors loaded" in model and " 0 tensors loaded" in fresh
 
 
 def test_bad_data_are_told_once_and_end_the_look(tmp_path: Path):

@@ -1,13 +1,14 @@
 # make demo       install into .venv, then run the whole chain on 1,797 scanned digits for three runtimes
 # make test       lint, types and the quick tests: what CI runs
 # make test-full  all tests
+# make bench-data DATA=FOLDER   unpack the data sets that bench/recipes/ read
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full lint bench-data clean
 
 demo: $(STAMP)
 	$(BIN)/edgeft run bench/recipes/demo.toml
@@ -22,6 +23,18 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The recipes of bench/ read real data sets and weights, which are not part of the repository; bench/README.md says
+# where each comes from. DATA is the folder with the archives.
+bench-data:
+	test -d "$(DATA)" || (echo "make bench-data DATA=FOLDER; see bench/README.md" && false)
+	mkdir -p bench/data/weights bench/data/text bench/data/keras
+	tar -xf "$(DATA)/trashnet_224.tar" -C bench/data
+	tar -xf "$(DATA)/weather4_240.tar" -C bench/data
+	tar -xf "$(DATA)/cifar10_jpeg.tar.xz" -C bench/data
+	cp "$(DATA)"/weights/*.safetensors bench/data/weights/
+	cp "$(DATA)"/text/*.tsv bench/data/text/
+	cp "$(DATA)"/mlperf_tiny/*.h5 "$(DATA)"/mlperf_tiny/ic_resnet8_int8.tflite bench/data/keras/
 
 # Touched last, so that an installation that broke off is done again; editable, so that code changes need none.
 $(STAMP): pyproject.toml constraints.txt

@@ -27,8 +27,8 @@ def commands() -> list[list[str]]:
 
 
 def test_recipe_is_valid():
-    (recipe,) = blocks("toml")
-    assert schema.validate(tomllib.loads(recipe), Recipe, "README").name == "flowers"
+    recipes = [schema.validate(tomllib.loads(recipe), Recipe, "README") for recipe in blocks("toml")]
+    assert [recipe.name for recipe in recipes] == ["flowers", "questions"]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -58,9 +58,24 @@ def test_python_runs(tmp_path, monkeypatch, capsys):
         *(nn.Conv2d(32, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)),
     )
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     names = {"net": net, "train": train, "val": val, "inputs": x[:8].numpy().astype(np.float32)}
     exec(compile(code, "README.md", "exec"), names)
     assert names["artifact"].coverage.ratio == 1.0
     assert names["latency"].p50_ms > 0
     assert "int8_mac_ops=3" in capsys.readouterr().out
+
+
+def test_surgery_runs():
+    import torch
+
+    from edgeft import extras
+
+    _, code = blocks("python")
+    net = extras.load("torchvision.models", "this test").mobilenet_v2(width_mult=0.25)
+    names = {"net": net, "torch": torch}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["head"] == "classifier.1" and net.classifier[1].out_features == 5
+    assert names["frozen"] and not net.features[10].conv[0][0].weight.requires_grad
+    assert net.features[11].conv[0][0].weight.requires_grad and net.features[0][0].in_channels == 1
+    assert names["features"](torch.zeros(1, 3, 224, 224)).shape[2:] == (7, 7)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import math
 import numbers
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import ConfigError, nearest
+from edgeft import user_code
+from edgeft.errors import ConfigError
 from edgeft.types import IntArray
 
 _KEY = "evaluate.metrics"
+_CALLED = "it is called with labels (N,) int64 and probabilities (N, K) float64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +35,8 @@ class UserMetric:
         Raises:
             ConfigError: The function raised, or returned something else than finite numbers.
         """
-        with _Blamed(self.path, f"{self.name}(labels, probabilities)"):
+        what = f"{self.name}(labels, probabilities)"
+        with user_code.Blamed(self.path, what, key=_KEY, error=ConfigError, hint=_CALLED):
             returned = self.function(labels.copy(), probabilities.copy())
         values = returned if isinstance(returned, Mapping) else {"": returned}
         for key, value in values.items():
@@ -71,68 +69,8 @@ def load(spec: str, base: Path) -> UserMetric:
     Raises:
         ConfigError: There is no such file or function, or the file cannot be imported.
     """
-    file, _, name = spec.rpartition(":")
-    if not file.endswith(".py") or not name:
-        raise ConfigError(f"{_KEY}: got {spec!r}; allowed is path/to/file.py:function")
-    path = base / file
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{_KEY}: {path}: cannot be read ({error.strerror})",
-            "a relative path starts at the recipe's folder",
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    module = _module(path, digest)
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    if name not in functions:
-        there = f"; there are: {', '.join(functions)}" if functions else ""
-        raise ConfigError(f"{_KEY}: {path} has no function {name!r}{nearest(name, functions)}{there}")
-    return UserMetric(name=name, path=path, sha256=digest, function=getattr(module, name))
-
-
-def _module(path: Path, digest: str) -> ModuleType:
-    """Import a file under a name of its own, which dataclasses and pickles in it need to be registered."""
-    spec = importlib.util.spec_from_file_location(f"edgeft_user_metric_{digest[:16]}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{_KEY}: {path} cannot be imported as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    with _Blamed(path, "the file"):
-        spec.loader.exec_module(module)
-    return module
-
-
-class _Blamed:
-    """Turns whatever the user's code raises into a `ConfigError` that names its line.
-
-    A context manager, because that code may raise any exception, and no handler in edgeft catches all of them.
-    """
-
-    def __init__(self, path: Path, what: str) -> None:
-        self._path, self._what = path, what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not isinstance(error, Exception):
-            return
-        if isinstance(error, SyntaxError) and error.filename == str(self._path):
-            line, said = error.lineno, error.msg
-        else:
-            frames = [f.lineno for f in traceback.extract_tb(trace) if f.filename == str(self._path)]
-            line, said = (frames[-1] if frames else None), str(error)
-        where = f"{self._path}, line {line}" if line else f"{self._path}"
-        raise ConfigError(
-            f"{_KEY}: {where}: {self._what} raised {type(error).__name__}: {said}",
-            "it is called with labels (N,) int64 and probabilities (N, K) float64",
-        ) from error
+    found = user_code.load(spec, base, key=_KEY, error=ConfigError)
+    return UserMetric(name=found.name, path=found.path, sha256=found.sha256, function=found.function)
 
 
 def _is_number(value: object) -> bool:

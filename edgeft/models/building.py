@@ -128,15 +128,15 @@ def _constructed(
 ) -> BuiltModel:
     """Build from an architecture's name or the user's code, and a weights file."""
     module = _construct(construct, classes, seed, model.source)
-    user_code = sources.parse(model.source)[0] == CODE
-    if user_code:
+    from_code = sources.parse(model.source)[0] == CODE
+    if from_code:
         head = surgery.find_head(module, _with_channels_of(module, example))
     else:
         head = _grown_layer(module, _construct(construct, classes + 1, seed, model.source), model.source)
     if fresh:
-        notes = _redraw(module, seed) if user_code else ()
+        notes = _redraw(module, seed) if from_code else ()
         account = LoadAccount(fresh=tuple(module.state_dict()), notes=notes)
-    elif user_code and model.weights is None:
+    elif from_code and model.weights is None:
         account = LoadAccount(
             notes=(f"all {len(module.state_dict())} tensors are as {model.source} made them",)
         )

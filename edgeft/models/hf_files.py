@@ -173,7 +173,10 @@ def _tokenizer_json(content: str, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"model.tokenizer: {path} is no tokenizer.json ({error})") from error
     if not isinstance(data, dict) or "model" not in data:
-        raise ModelError(f"model.tokenizer: {path} is no tokenizer.json: it has no entry 'model'")
+        raise ModelError(
+            f"model.tokenizer: {path} is no tokenizer.json: it has no entry 'model'",
+            "give the tokenizer.json of this model (AutoTokenizer.save_pretrained() writes it)",
+        )
     return data
 
 

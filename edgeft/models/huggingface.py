@@ -153,6 +153,8 @@ def _network(
     folder: Path, classes: int, preprocessing: ImagePreprocessing | TextPreprocessing, *, fresh: bool
 ) -> tuple[nn.Module, set[str], set[str]]:
     """Return the network, and the names of its fresh tensors and of the file's unused ones."""
+    # What every class of transformers imports when it is asked for, torchao too: here, where that is quiet.
+    extras.load("transformers.modeling_utils", f"source hf:{folder.name}")
     transformers = extras.load("transformers", f"source hf:{folder.name}")
     text = isinstance(preprocessing, TextPreprocessing)
     pooled = text and _averages_tokens(folder)

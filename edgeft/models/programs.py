@@ -35,9 +35,8 @@ def load_exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     Raises:
         ModelError: No such file, a broken one, not one input and one output, or a fixed batch size.
     """
-    from torchao.quantization.pt2e import allow_exported_model_train_eval
-
     _require_file(path)
+    pt2e = extras.load("torchao.quantization.pt2e", f"source pt2:{path.name}")
     try:
         program = torch.export.load(path)
     except _BROKEN as error:
@@ -56,7 +55,7 @@ def load_exported(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
             "export with dynamic_shapes=({0: torch.export.Dim('batch')},)",
         )
     module = program.module(check_guards=False)
-    allow_exported_model_train_eval(module)
+    pt2e.allow_exported_model_train_eval(module)
     module.eval()  # returns nothing here
     return module, tuple(int(size) for size in shape)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from edgeft import extras, recipe
+from edgeft import extras, recipe, user_code
 from edgeft.errors import ModelError, nearest
-from edgeft.models import hf_files, keras_files, keras_network, networks, programs, user_code
+from edgeft.models import builders, hf_files, keras_files, keras_network, networks, programs
 from edgeft.models.keras_network import KerasNetwork
 from edgeft.preprocessing import (
     ImagePreprocessing,
@@ -132,8 +132,8 @@ def constructor(source: str, base: Path, preprocessing: Preprocessing) -> Constr
         timm = extras.load("timm", f"source {source}")
         return lambda classes: _module(timm.create_model(name, pretrained=False, num_classes=classes))
     if scheme == CODE:
-        builder = user_code.load_builder(source, base)
-        return lambda classes: user_code.call_builder(builder, classes, preprocessing, source)
+        builder = builders.load(source, base)
+        return lambda classes: builders.call(builder, classes, preprocessing)
     models = extras.load("torchvision.models", f"source {source}")
     return lambda classes: _module(models.get_model(name, weights=None, num_classes=classes))
 
@@ -152,7 +152,11 @@ def keras(model: recipe.Model, base: Path) -> KerasNetwork:
             f"model.weights: {weights} is no weights file of Keras; allowed is .weights.h5",
             "save them with model.save_weights('name.weights.h5')",
         )
-    return keras_network.convert(keras_files.read(base / name, weights), model.input_size)
+    read = keras_files.read(base / name, weights)
+    try:
+        return keras_network.convert(read, model.input_size)
+    except ModelError as error:  # it knows the layer, but not the file
+        raise ModelError(f"model.source {model.source}: {error.message}", error.hint) from error
 
 
 def shipped_weights(source: str) -> Path | None:

@@ -83,7 +83,7 @@ def _row(report: dict[str, Any]) -> list[str]:
     epochs = tuned["results"]["epochs"]
     f1 = target["metrics"]["macro_f1"]["value"]
     return [
-        f"{accuracy['accuracy']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]",
+        f"{accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]",
         f"{f1:.3f}",
         str(len(epochs)),
         f"{sum(e['seconds'] for e in epochs) / len(epochs):.2f}",

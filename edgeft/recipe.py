@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -125,6 +125,9 @@ class Teacher(Strict):
 class Finetune(Distilled):
     """Carry the pretrained network over to the new classes."""
 
+    learning_rate: Positive = 3e-4
+    """In a recipe the default depends on what is trained: 3e-4 for pretrained image networks, 1e-4 for pretrained text
+    networks, 1e-3 for fresh weights, heads and tables."""
     method: Literal["fine-tune", "feature-extraction", "retrain", "distill", "none"] = "fine-tune"
     """fine-tune: train from the given weights; feature-extraction: train the head alone on features that are
     computed once; retrain: same network, fresh weights; distill: fine-tune after a teacher; none: as it is."""
@@ -226,6 +229,20 @@ class Recipe(Strict):
     evaluate: Evaluate = Evaluate()
     measure: Measure = Measure()
     gate: Gate = Gate()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_learning_rate(cls, data: Any) -> Any:
+        """Write the default learning rate of fine-tuning out, which depends on method and kind of data."""
+        finetune = data.get("finetune") if isinstance(data, dict) else None
+        if not isinstance(finetune, dict) or "learning_rate" in finetune:
+            return data
+        task = data.get("task")
+        kind = task.get("kind") if isinstance(task, dict) else None
+        rate = 1e-4 if kind == "text-classification" else 3e-4
+        if kind == "tabular-classification" or finetune.get("method") in ("retrain", "feature-extraction"):
+            rate = 1e-3
+        return data | {"finetune": finetune | {"learning_rate": rate}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

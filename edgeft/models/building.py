@@ -12,7 +12,7 @@ from torch import nn
 
 from edgeft import recipe
 from edgeft.errors import ModelError
-from edgeft.models import huggingface, inputs, programs, sources, surgery, weight_files
+from edgeft.models import hub, huggingface, inputs, programs, sources, surgery, weight_files
 from edgeft.models.account import BuiltModel, LoadAccount
 from edgeft.models.sources import CODE, Constructor, constructor, shipped_weights
 from edgeft.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
@@ -222,12 +222,15 @@ def _weights_file(model: recipe.Model, base: Path) -> Path:
     if model.weights is not None:
         return base / model.weights
     shipped = shipped_weights(model.source)
-    if shipped is None:
-        raise ModelError(
-            f"model.weights is missing: {model.source} brings no weights, and edgeft downloads none",
-            'give model.weights = "FILE.safetensors", or finetune.method = "retrain" to train from scratch',
-        )
-    return shipped
+    if shipped is not None:
+        return shipped
+    scheme, name = sources.parse(model.source)
+    if scheme in ("timm", "torchvision"):
+        return hub.pretrained(scheme, name)
+    raise ModelError(
+        f"model.weights is missing: {model.source} brings no weights",
+        'give model.weights = "FILE.safetensors", or finetune.method = "retrain" to train from scratch',
+    )
 
 
 def _construct(construct: Constructor, classes: int, seed: int, source: str) -> nn.Module:

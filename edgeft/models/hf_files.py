@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from edgeft import extras
 from edgeft.errors import ModelError
+from edgeft.models.hub import require_network
 from edgeft.preprocessing import TOKENIZER_FILE, ImagePreprocessing, TextPreprocessing
 
 Kind = Literal["text", "image"]
@@ -44,8 +42,9 @@ def resolve(name: str, base: Path) -> Path:
     except hub_errors.HFValidationError as error:
         raise ModelError(f"model.source: {folder} does not exist, and {name!r} is no hub name") from error
     except hub_errors.LocalEntryNotFoundError:
-        _require_network(hub.constants.ENDPOINT, name, folder)
+        pass  # not here yet
     try:
+        require_network(hub.constants.ENDPOINT)
         return Path(hub.snapshot_download(name, allow_patterns=_FILES))
     except (hub_errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -194,17 +193,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} is no JSON file ({error})") from error
     return data if isinstance(data, dict) else {}
-
-
-def _require_network(endpoint: str, name: str, folder: Path) -> None:
-    """Fail at once where the hub cannot be reached; its client retries for half a minute."""
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return
-    address = urlparse(endpoint)
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
-    except OSError as error:
-        raise _unreachable(name, folder, str(error)) from error
 
 
 def _unreachable(name: str, folder: Path, reason: str) -> ModelError:

@@ -164,7 +164,7 @@ def test_unknown_sources_name_the_nearest(source: str, message: str) -> None:
 
 
 def test_a_missing_weights_file_is_not_replaced_by_random_values() -> None:
-    with pytest.raises(ModelError, match="downloads none") as error:
+    with pytest.raises(ModelError, match="brings no weights") as error:
         build(recipe.Model(source="builtin:resnet8"))
     assert "retrain" in error.value.hint
 

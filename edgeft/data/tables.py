@@ -202,7 +202,10 @@ def _jsonl_records(text: str, name: str) -> Iterator[tuple[int, dict[str, str]]]
         except ValueError as error:
             raise DataError(f"{name}:{line}: not JSON ({error})", "each line is one JSON object") from error
         if not isinstance(record, dict):
-            raise DataError(f"{name}:{line}: {type(record).__name__}; each line is one JSON object")
+            raise DataError(
+                f"{name}:{line}: holds a {type(record).__name__}; each line is one JSON object",
+                'write each sample as {"column": cell, ...} on a line of its own',
+            )
         yield line, {key: _as_text(value, f"{name}:{line}: key {key!r}") for key, value in record.items()}
 
 
@@ -218,7 +221,8 @@ def _as_text(value: Any, place: str) -> str:
     if isinstance(value, int | float):
         return repr(value)
     raise DataError(
-        f"{place} holds a {type(value).__name__}; allowed are text, numbers, true, false and null"
+        f"{place} holds a {type(value).__name__}; allowed are text, numbers, true, false and null",
+        "one value per key: spread lists and objects over keys of their own",
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -137,15 +138,32 @@ def load_row(row: dict[str, str], settings: dict[str, Any]) -> Array:
 
     Returns:
         One input (1, F), float32: standardised numbers, and one feature per category.
+
+    Raises:
+        ValueError: A column is missing, or a cell of a numeric one holds no finite number.
     """
     features: list[float] = []
     for column in settings["columns"]:
-        cell = row[column["name"]].strip()
+        name = column["name"]
+        cell = row.get(name, "").strip()
+        if not cell:
+            needed = ", ".join(other["name"] for other in settings["columns"])
+            raise ValueError(f"column {name!r} is missing or empty; the model needs {needed}")
         if column["type"] == "numeric":
-            features.append((float(cell) - column["mean"]) / column["std"])
+            features.append((_finite_number(name, cell) - column["mean"]) / column["std"])
         else:
             features += [float(cell == category) for category in column["categories"]]
     return np.array([features], dtype=np.float32)
+
+
+def _finite_number(column: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"column {column!r} holds {cell!r}; a finite number is needed")
+    return value
 
 
 def load_sample(sample: str, folder: Path) -> Array:
@@ -254,7 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
         with np.load(folder / "golden.npz") as golden:
             inputs = golden["inputs"][:1]
     else:
-        inputs = load_sample(chosen.sample, folder)
+        try:
+            inputs = load_sample(chosen.sample, folder)
+        except (OSError, ValueError) as error:
+            parser.error(f"{chosen.sample}: {error}")
 
     model = Model(folder)
     chances = probabilities(model(inputs))[0]

@@ -94,6 +94,7 @@ def run(
             raise finding.error
         if finding.level == "warning":
             progress.note(f"{finding.text}; {finding.hint}".rstrip("; "))
+    preflight.require_device(device)
     with Workspace.open(workspace, note=progress.note) as opened:
         opened.write_text("recipe.toml", recipe.to_toml())
         walk = Walk(opened, progress)

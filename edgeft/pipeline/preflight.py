@@ -48,6 +48,14 @@ def check(recipe: Recipe, *, base: Path) -> list[Finding]:
     return findings
 
 
+def require_device(name: str) -> None:
+    """Raise `MissingDependencyError` or `ConfigError` unless networks can be trained on this device."""
+    if name != "cpu":  # which is always there; looking for others imports torch
+        from edgeft import training
+
+        training.require_device(name)
+
+
 def _guarded(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from look()
@@ -63,7 +71,7 @@ def _target(name: str, base: Path) -> Iterator[Finding]:
 
 
 def build_model(recipe: Recipe, base: Path, classes: int) -> models.BuiltModel:
-    """Return the network of a recipe, for `classes` classes and the inputs of its data.
+    """Return the network of a recipe, for `classes` classes and the inputs of its data; try its teacher too.
 
     Raises:
         EdgeftError: As `models.build` and, for texts and tables, `data.load`.
@@ -75,15 +83,11 @@ def build_model(recipe: Recipe, base: Path, classes: int) -> models.BuiltModel:
         preprocessing = template
     else:  # the shape depends on the data, which reads fast
         preprocessing = data.load(recipe.task, template, base=base, seed=recipe.seed).preprocessing
-    return models.build(
-        recipe.model,
-        classes,
-        base=base,
-        seed=recipe.seed,
-        preprocessing=preprocessing,
-        fresh=method == "retrain",
-        keep_head=method == "none",
-    )
+    build = partial(models.build, base=base, seed=recipe.seed, preprocessing=preprocessing)
+    if recipe.finetune and recipe.finetune.teacher:
+        followed = recipe.finetune.teacher.model_dump()
+        build(recipe.model.model_copy(update=followed), classes, keep_head=True)
+    return build(recipe.model, classes, fresh=method == "retrain", keep_head=method == "none")
 
 
 def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:

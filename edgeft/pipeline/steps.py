@@ -183,7 +183,11 @@ def export(run: RunInputs, walk: Walk) -> None:
             from edgeft import stages
 
             artifact = stages.export(run.program, profile, folder, name="model")
-            baseline = stages.export(run.float_program, profile, folder, name="float")
+            # Where nothing is pruned or quantized, the final file and the baseline are one.
+            changed = {"prune", "quantize"} & walk.folders.keys()
+            baseline = (
+                stages.export(run.float_program, profile, folder, name="float") if changed else artifact
+            )
             write_json(folder / "artifact.json", records.encode(artifact, folder))
             write_json(folder / "baseline.json", records.encode(baseline, folder))
             ratio = artifact.size_bytes / baseline.size_bytes

@@ -7,6 +7,7 @@ from edgeft.training.features import fit_head
 from edgeft.training.fitting import fit
 from edgeft.training.groups import Blocks
 from edgeft.training.loading import Augmentation, Imbalance, loader
+from edgeft.training.placement import require_device
 
 __all__ = [
     "Augmentation",
@@ -19,4 +20,5 @@ __all__ = [
     "loader",
     "predict",
     "reestimate_batch_norm",
+    "require_device",
 ]

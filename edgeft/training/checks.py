@@ -6,6 +6,12 @@ from edgeft import recipe
 from edgeft.errors import ConfigError
 
 _BACKBONE_ONLY = ("train_blocks", "unfreeze_every", "block_lr_decay", "freeze_batch_norm")
+_NO_BACKBONE = {
+    "feature-extraction": "trains the head alone",
+    "retrain": "has nothing pretrained to keep",
+    "none": "trains nothing",
+}
+"""Why a method has no blocks to freeze or pace."""
 
 
 def check(config: recipe.Training) -> None:
@@ -37,16 +43,11 @@ def check(config: recipe.Training) -> None:
 
 
 def _check_method(config: recipe.Finetune) -> None:
-    if config.method in ("feature-extraction", "retrain"):
+    if config.method in _NO_BACKBONE:
         for key in _BACKBONE_ONLY:
             if getattr(config, key) != recipe.Finetune.model_fields[key].default:
-                why = (
-                    "trains the head alone"
-                    if config.method == "feature-extraction"
-                    else "has nothing pretrained to keep"
-                )
                 raise ConfigError(
-                    f'finetune.{key}: method = "{config.method}" {why}',
+                    f'finetune.{key}: method = "{config.method}" {_NO_BACKBONE[config.method]}',
                     f'leave {key} out, or use method = "fine-tune"',
                 )
     if config.unfreeze_every is not None and config.unfreeze_every >= config.epochs:

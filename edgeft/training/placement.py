@@ -44,6 +44,11 @@ def world() -> World:
         ) from error
 
 
+def require_device(name: str) -> None:
+    """Raise, as `find_device` does, unless this process can train on the device called `name`."""
+    find_device(name, world())
+
+
 def find_device(name: str, world: World) -> torch.device:
     """Return the device called `name`: ``cpu``, ``cuda`` or ``cuda:N``.
 

@@ -40,7 +40,7 @@ def artifact(scheme: str, size: int, int8: int = 20) -> ExportedArtifact:
         files=(),
         format="onnx",
         scheme=scheme,
-        sha256={},
+        sha256={f"{scheme}.onnx": f"digest of {scheme}, {size} bytes"},
         size_bytes=size,
         coverage=QuantCoverage(mac_ops=20, int8_mac_ops=int8, float_ops=("fc",) * (20 - int8)),
         inputs=(),
@@ -179,6 +179,13 @@ def test_a_file_certainly_slower_than_float_fails_its_target(low, high, outcome,
     verdict = gating.judge([result(ratio=ratio)], Gate(), reference="r")
     assert verdict.outcome == outcome
     assert word in next(c.detail for c in verdict.checks if c.name == "speed")
+
+
+def test_a_file_is_not_timed_against_itself():
+    same = artifact("float32", 1000, 0)
+    slower = RatioResult(base="float", head="final", ratio=1.01, low=1.005, high=1.02, pairs=6)
+    verdict = gating.judge([result(artifact=same, baseline=same, ratio=slower)], Gate(), reference="r")
+    assert verdict.outcome == "pass" and "speed" not in {check.name for check in verdict.checks}
 
 
 def test_fail_outweighs_inconclusive_which_outweighs_pass():

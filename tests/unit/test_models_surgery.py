@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from edgeft import extras, models
+from edgeft import extras, models, stages
 from edgeft.errors import ModelError
 from edgeft.models import networks
+from edgeft.preprocessing import ImagePreprocessing
+from edgeft.types import FloatModel
 
 
 class Odd(nn.Module):
@@ -143,8 +147,9 @@ def test_timm_blocks() -> None:
 
 
 @pytest.mark.slow
-def test_vgg16_at_224_pixels() -> None:
+def test_vgg16_at_224_pixels(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
+    onnxruntime = pytest.importorskip("onnxruntime")
     network, x = torchvision_model("vgg16"), torch.rand(1, 3, 224, 224)
     assert models.replace_head(network, 6, 0, example=x) == "classifier.6"
     assert len(models.freeze_to(network, "features.28", x)) == 26
@@ -156,3 +161,11 @@ def test_vgg16_at_224_pixels() -> None:
     assert extractor(x).shape == (1, 512, 7, 7) and sum(p.numel() for p in extractor.parameters()) < 15e6
     models.adapt_input_channels(network, 1)
     assert network(x[:, :1]).shape == (1, 6)
+    grey = ImagePreprocessing(size=224, resize=224, channels=1, mean=(0.5,), std=(0.5,))
+    model = FloatModel(module=network, preprocessing=grey, labels=tuple("abcdef"))
+    file = stages.export(model, "cpu-onnxruntime", tmp_path)
+    assert file.coverage.mac_ops == 16 and file.size_bytes > 500e6
+    session = onnxruntime.InferenceSession(file.path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x[:, :1].numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits, network(x[:, :1]), atol=1e-4)

@@ -278,7 +278,7 @@ def test_jsonl_rows_are_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[1, 2]", r"flowers\.jsonl:3: list; each line is one JSON object"),
+        ("[1, 2]", r"flowers\.jsonl:3: holds a list; each line is one JSON object"),
         ('{"n": 1', r"flowers\.jsonl:3: not JSON"),
         ('{"n": 1}', r"flowers\.jsonl:3: other keys than in the first object: label"),
         ('{"n": {"a": 1}, "label": 0}', r"flowers\.jsonl:3: key 'n' holds a dict"),

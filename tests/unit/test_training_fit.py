@@ -181,7 +181,7 @@ def test_distillation_loss_is_the_mixture_of_hinton() -> None:
 
 def test_norms_and_biases_do_not_decay_and_the_head_learns_faster() -> None:
     net = Net()
-    config = recipe.Finetune(weight_decay=0.1)
+    config = recipe.Finetune(learning_rate=1e-3, weight_decay=0.1)
     found = rates(net, config, head="head")
     assert found["body.0.weight"] == pytest.approx((1e-3, 0.1))
     assert found["body.0.bias"] == found["body.1.weight"] == pytest.approx((1e-3, 0.0))

@@ -17,10 +17,18 @@ class CalibrationRecipe(Strict):
     schema_: Annotated[Literal[1], Field(alias="schema")]
     id: str
     title: str
-    observer: Literal["minmax", "moving-average"] = "minmax"
+    observer: Literal["minmax", "moving-average", "percentile", "mse"] = "minmax"
+    percentile: Annotated[float, Field(gt=50.0, le=100.0, strict=False)] = 99.99
+    """Of the values that lie inside the range, per side; the percentile observer's only."""
     samples: Annotated[int, Field(ge=1)] = 128
     """Drawn from the training split; fewer available is an error, not a shorter run."""
     sampling: Literal["random", "stratified"] = "stratified"
+    cross_layer_equalization: bool = False
+    """Level the channel ranges of successive convolutions before ranges are found (Nagel et al., 2019)."""
+    bias_correction: bool = False
+    """Take the mean error that rounding the weights makes out of each bias (Nagel et al., 2019)."""
+    smooth_quant: Annotated[float, Field(gt=0.0, lt=1.0, strict=False)] | None = None
+    """Migration strength between activations and weights behind a LayerNorm (Xiao et al., 2023); absent: off."""
 
 
 def load(value: str, base: Path | None = None) -> CalibrationRecipe:

@@ -171,12 +171,22 @@ class Prune(Distilled):
 
 
 class Quantize(Distilled):
-    """Integer numerics: train them (qat) or calibrate them (ptq)."""
+    """Lower precision: train it (qat), calibrate it (ptq), or find out what is needed (auto)."""
 
-    scheme: Literal["none", "int8"] = "int8"
-    method: Literal["qat", "ptq"] = "qat"
+    scheme: Literal["none", "fp16", "int8", "int8-weights", "int8-dynamic"] = "int8"
+    """``int8`` computes in integers throughout; ``int8-weights`` and ``fp16`` store weights small and compute in
+    float; ``int8-dynamic`` finds activation ranges at run time (ONNX Runtime, linear layers)."""
+    method: Literal["qat", "ptq", "auto"] = "qat"
+    """``auto``: ptq if it holds `max_accuracy_drop`, else qat, else the most sensitive layers stay float."""
+    engine: Literal["edgeft", "neural-compressor"] = "edgeft"
     calibration: str = "minmax"
     """A shipped calibration recipe, or the path of one."""
+    float_layers: list[str] = []
+    """Layers that stay float, by dotted name; ``*`` matches any part of a name."""
+    scales: Literal["moving-average", "learned"] = "moving-average"
+    """How QAT finds activation ranges: as a moving average of what occurs, or by gradient (LSQ)."""
+    observe_epochs: Annotated[int, Field(ge=0)] | None = None
+    """Epochs in which ranges move; after them they stand still. By default the first two thirds of the epochs."""
     max_accuracy_drop: Fraction | None = None
     """Largest allowed drop of the Q/DQ program against the stage's float input, on the validation split."""
     epochs: Count = 3

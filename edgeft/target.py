@@ -42,16 +42,49 @@ class Export(Strict):
     """ONNX operator set, where the format is or passes through ONNX."""
 
 
-class Precision(Strict):
-    """Integer numerics that the device's kernels take. Targets that agree here share one Q/DQ program."""
+class Numerics(Strict):
+    """Integer numbers that the device's kernels take. Targets that agree here share one Q/DQ program."""
+
+    granularity: Literal["per-channel", "per-tensor"] = "per-channel"
+    """Of the weight scales."""
+    symmetric_activations: bool = False
+    """Whether activations have zero point 0."""
+    weight_range: Literal["full", "half"] = "full"
+    """``full``: [-127, 127]. ``half``: [-63, 63], which 16-bit sums of two products cannot saturate (DESIGN: rule
+    11)."""
+
+    @property
+    def name(self) -> str:
+        """What a variant other than the usual one is called; empty for the usual one."""
+        parts = [
+            "per-tensor" if self.granularity == "per-tensor" else "",
+            "symmetric" if self.symmetric_activations else "",
+            "half-range" if self.weight_range == "half" else "",
+        ]
+        return "-".join(part for part in parts if part)
+
+
+FusedGroup = Literal["conv-activation", "activation-mul", "conv-add"]
+
+
+class Precision(Numerics):
+    """How the target's files hold the numbers of the Q/DQ program."""
 
     scheme: Literal["int8"] = "int8"
     weight_bits: Literal[8] = 8
     activation_bits: Literal[8] = 8
-    granularity: Literal["per-channel"] = "per-channel"
     activations: Literal["int8", "uint8"] = "int8"
     """How the file stores activations; the real values are the same (zero point shifted by 128)."""
+    fused: list[FusedGroup] = []
+    """Groups that one kernel computes without rounding inside: the program's quantizers there are left out."""
+    full_integer: bool = False
+    """Whether the device runs integer ops only: an op left in float is then an error."""
     numeric_reference: str = "qdq-program"
+
+    @property
+    def numerics(self) -> Numerics:
+        """The part of it that shapes the Q/DQ program."""
+        return Numerics(**self.model_dump(include=set(Numerics.model_fields)))
 
 
 class PruneLimits(Strict):

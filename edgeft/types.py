@@ -156,6 +156,9 @@ def example_inputs(preprocessing: Preprocessing, batch: int = 1) -> torch.Tensor
     return torch.zeros(shape)
 
 
+ArtifactScheme = Literal["float32", "float16", "int8", "int8-weights", "int8-dynamic"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationQuant:
     """Affine per-tensor quantization of one activation, in the contract's int8 numbers.
@@ -209,15 +212,22 @@ class QuantModel:
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     history: tuple[StepRecord, ...] = ()
+    scheme: ArtifactScheme = "int8"
+    deviations: tuple[str, ...] = ()
+    """Quantizers left out inside a target's fused groups, by name; empty in the program that targets share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantCoverage:
-    """How many MAC ops of an exported file are int8, and which are not, by name."""
+    """How many MAC ops of an exported file are int8, and which ops are not, by name.
+
+    `float_ops` are MAC ops, `float_islands` other ops that compute in float between integer ones (a LayerNorm).
+    """
 
     mac_ops: int
     int8_mac_ops: int
     float_ops: tuple[str, ...] = ()
+    float_islands: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -247,13 +257,13 @@ class ExportedArtifact:
     """A model file for one runtime, checked against the program it came from.
 
     `files` lists everything that belongs to it (OpenVINO: .xml and .bin), `path` the one to open;
-    `sha256` maps file names to digests. `scheme` is ``float32`` or ``int8``.
+    `sha256` maps file names to digests.
     """
 
     path: Path
     files: tuple[Path, ...]
     format: Format
-    scheme: Literal["float32", "int8"]
+    scheme: ArtifactScheme
     sha256: Mapping[str, str]
     size_bytes: int
     coverage: QuantCoverage

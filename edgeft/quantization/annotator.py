@@ -19,6 +19,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgeft.quantization import contract
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
+from edgeft.target import Numerics
 
 aten = torch.ops.aten
 
@@ -103,6 +104,10 @@ _WEIGHT = QuantizationSpec(
 
 class FusedGroupAnnotator(Quantizer):  # type: ignore[misc]
     """Mark the fused groups of a captured graph whose batch norms are folded already."""
+
+    def __init__(self, numerics: Numerics | None = None) -> None:
+        super().__init__()
+        self.numerics = numerics or Numerics()
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write the quantization annotations into the nodes' metadata and return the model."""

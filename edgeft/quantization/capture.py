@@ -82,6 +82,7 @@ def float_program(model: FloatModel) -> QuantModel:
         preprocessing=model.preprocessing,
         labels=model.labels,
         history=model.history,
+        scheme="float32",
     )
 
 

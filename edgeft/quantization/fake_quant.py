@@ -7,13 +7,23 @@ and once frozen, training graph and converted program read the same stored scale
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 from edgeft.errors import QuantizationError
 from edgeft.quantization import contract
+
+
+class Observer(Protocol):
+    """Finds one activation's range while a float network is calibrated."""
+
+    def update(self, x: torch.Tensor) -> None:
+        """Take a batch of values into account, any shape."""
+
+    def range(self) -> tuple[float, float]:
+        """Return the smallest and the largest value to represent."""
 
 
 class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
@@ -30,6 +40,7 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
         momentum: Weight of a new batch in the moving average of its samples' mean extremes; 1.0 keeps the overall
             extremes instead.
         group: All sites of the common range, this one included.
+        observer: Finds the range in the moving average's place, while one is set; its owner stores what it found.
         keeps_extremes: Whether the overall extremes count whatever the momentum: logits must not be clipped.
     """
 
@@ -53,6 +64,7 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
         self.enabled = True
         self.momentum = 1.0
         self.keeps_extremes = False
+        self.observer: Observer | None = None
         # A tuple hides the peers from the module registry: they are their own sites' children already.
         self.group: tuple[ActivationFakeQuant, ...] = (self,)
         self._frozen: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -114,7 +126,7 @@ class ActivationFakeQuant(FakeQuantizeBase):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x` rounded to the site's grid (same shape)."""
         if self.observing and self.observes and not self.fixed:
-            self.observe(x)
+            (self.observer.update if self.observer is not None else self.observe)(x)
         if not self.enabled:
             return x
         scale, zero_point = self.calculate_qparams()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.fx import GraphModule, Node
@@ -14,6 +14,7 @@ from edgeft.calibration import CalibrationRecipe
 from edgeft.quantization.annotator import FIXED_RANGES, FusedGroupAnnotator, keeps_range
 from edgeft.quantization.capture import capture, check_no_batch_norm
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
+from edgeft.target import Numerics
 from edgeft.types import FloatModel, Progress, example_inputs, silent
 
 # Weight of one batch in the moving averages. Training has hundreds of steps, calibration a handful.
@@ -21,10 +22,21 @@ _TRAINING_MOMENTUM = 0.02
 _CALIBRATION_MOMENTUM = 0.1
 
 
-def prepare(model: FloatModel) -> GraphModule:
+def prepare(
+    model: FloatModel,
+    *,
+    numerics: Numerics | None = None,
+    rewrites: Sequence[Callable[[GraphModule], None]] = (),
+) -> GraphModule:
     """Return the model's fake-quant graph: captured, batch norms folded, quantizers at the ends of fused groups.
 
     It maps (N, C, H, W) float32 to logits (N, K), is in evaluation mode, and has seen no data yet.
+
+    Args:
+        model: The float network.
+        numerics: Integer numbers of the target's kernels; the usual ones by default.
+        rewrites: Called one after the other on the captured float graph, each changing it in place without
+            changing its function (cross-layer equalization, SmoothQuant).
 
     Raises:
         ModelError: torch.export cannot capture the model.
@@ -32,7 +44,9 @@ def prepare(model: FloatModel) -> GraphModule:
     """
     captured = capture(model.module, example_inputs(model.preprocessing))
     check_no_batch_norm(captured)
-    graph: GraphModule = prepare_pt2e(captured, FusedGroupAnnotator())
+    for rewrite in rewrites:
+        rewrite(captured)
+    graph: GraphModule = prepare_pt2e(captured, FusedGroupAnnotator(numerics))
     _separate_sites(graph)
     _keep_output_extremes(graph)
     allow_exported_model_train_eval(graph)

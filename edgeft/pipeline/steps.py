@@ -11,7 +11,7 @@ import numpy as np
 import edgeft
 from edgeft import calibration, data, extras, measure, records, target
 from edgeft.pipeline import evaluation, processes
-from edgeft.pipeline.inputs import PREPROCESSING, RunInputs
+from edgeft.pipeline.inputs import PREPROCESSING, RunInputs, quantize_stage
 from edgeft.pipeline.walk import CHECKPOINT, Outcome, Walk, write_json
 from edgeft.types import FloatModel, StepRecord, example_inputs
 
@@ -127,64 +127,69 @@ def prune(run: RunInputs, walk: Walk) -> None:
 
 
 def quantize(run: RunInputs, walk: Walk) -> None:
-    """Make the Q/DQ program; leaves program.pt2 and its table of ranges."""
+    """Make a Q/DQ program for every numerics among the targets; leaves program.pt2 and its table of ranges."""
     config = run.recipe.quantize
     if config is None or config.scheme == "none":
         return
     wanted = calibration.load(config.calibration, run.base)
-    inputs = {
-        "config": config.model_dump(mode="json"),
-        "calibration": wanted.model_dump(mode="json"),
-        "upstream": walk.keys.get("prune", walk.keys["finetune"]),
-        "versions": _versions("torchao"),
-    }
+    for numerics in dict.fromkeys(profile.precision.numerics for profile in run.profiles):
+        inputs = {
+            "config": config.model_dump(mode="json"),
+            "calibration": wanted.model_dump(mode="json"),
+            "numerics": numerics.model_dump(mode="json"),
+            "upstream": walk.keys.get("prune", walk.keys["finetune"]),
+            "versions": _versions("torchao"),
+        }
 
-    def work(folder: Path) -> Outcome:
-        from edgeft import exporters, quantization, stages
+        def work(folder: Path, numerics: target.Numerics = numerics) -> Outcome:
+            from edgeft import exporters, quantization, stages
 
-        # Converters that take seconds to import do so while this process trains.
-        for profile in run.profiles:
-            exporters.warm_up(profile)
-        chosen = data.calibration_samples(run.splits.train, wanted, run.recipe.seed)
-        quantized = stages.quantize(
-            run.pruned,
-            run.training_batches(config),
-            run.plain_batches(run.splits.val),
-            config,
-            calibration=wanted,
-            samples=run.plain_batches(chosen),
-            statistics=run.plain_batches(run.splits.train),
-            seed=run.recipe.seed,
-            checkpoint=folder / CHECKPOINT,
-            progress=walk.tell,
-        )
-        quantization.save(quantized, folder)
-        results = quantized.history[-1].results
-        return dataclasses.asdict(quantized.history[-1]), (
-            f"{config.method}, {len(quantized.layers)} int8 layers, "
-            f"validation accuracy {results['val_accuracy']:.2%} (float {results['val_accuracy_float']:.2%})"
-        )
+            # Converters that take seconds to import do so while this process trains.
+            for profile in run.profiles:
+                exporters.warm_up(profile)
+            chosen = data.calibration_samples(run.splits.train, wanted, run.recipe.seed)
+            quantized = stages.quantize(
+                run.pruned,
+                run.training_batches(config),
+                run.plain_batches(run.splits.val),
+                config,
+                calibration=wanted,
+                numerics=numerics,
+                samples=run.plain_batches(chosen),
+                statistics=run.plain_batches(run.splits.train),
+                seed=run.recipe.seed,
+                checkpoint=folder / CHECKPOINT,
+                progress=walk.tell,
+            )
+            quantization.save(quantized, folder)
+            results = quantized.history[-1].results
+            return dataclasses.asdict(quantized.history[-1]), (
+                f"{config.method}, {len(quantized.layers)} int8 layers, "
+                f"validation accuracy {results['val_accuracy']:.2%} (float {results['val_accuracy_float']:.2%})"
+            )
 
-    walk.ensure("quantize", inputs, work)
+        walk.ensure("quantize", inputs, work, suffix=numerics.name)
 
 
 def export(run: RunInputs, walk: Walk) -> None:
     """Write and check the compressed file and the float baseline of every target."""
-    upstream = walk.keys.get("quantize") or walk.keys.get("prune") or walk.keys["finetune"]
     for profile in run.profiles:
+        quantize_key = walk.keys.get(quantize_stage(profile.precision.numerics))
         inputs = {
             "profile": profile.model_dump(mode="json", by_alias=True),
-            "upstream": upstream,
+            "upstream": quantize_key or walk.keys.get("prune") or walk.keys["finetune"],
             "float": walk.keys["finetune"],
             "versions": _versions("onnx", "onnxscript", "torch", *profile.runtime.requires),
         }
 
-        def work(folder: Path, profile: target.TargetProfile = profile) -> Outcome:
+        def work(
+            folder: Path, profile: target.TargetProfile = profile, quantize_key: str | None = quantize_key
+        ) -> Outcome:
             from edgeft import stages
 
-            artifact = stages.export(run.program, profile, folder, name="model")
+            artifact = stages.export(run.program(profile), profile, folder, name="model")
             # Where nothing is pruned or quantized, the final file and the baseline are one.
-            changed = {"prune", "quantize"} & walk.folders.keys()
+            changed = quantize_key is not None or "prune" in walk.folders
             baseline = (
                 stages.export(run.float_program, profile, folder, name="float") if changed else artifact
             )
@@ -219,8 +224,8 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
                 baseline=run.artifact(profile, "baseline"),
                 inputs=run.test_inputs,
                 samples=run.splits.test,
-                reference=run.reference,
-                lsb=run.lsb,
+                reference=run.reference(profile),
+                lsb=run.lsb(profile),
                 config=run.recipe.measure,
                 classes=run.splits.classes,
                 user_metrics=run.user_metrics,
@@ -232,11 +237,11 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
                 folder / "golden.npz",
                 inputs=run.test_inputs[golden],
                 outputs=measured.logits[golden],
-                reference=run.reference[golden],
+                reference=run.reference(profile)[golden],
             )
             result = measured.result
             write_json(folder / "measured.json", records.encode(result, walk.workspace.path))
-            return {"lsb": run.lsb}, (
+            return {"lsb": run.lsb(profile)}, (
                 f"accuracy {result.accuracy.accuracy:.2%} (float {result.baseline_accuracy.accuracy:.2%}), "
                 f"latency x{result.ratio.ratio:.2f}, agreement {result.parity.agreement:.2%}"
             )

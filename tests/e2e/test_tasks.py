@@ -210,7 +210,8 @@ def keras_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["h5", pytest.param("keras", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
 def test_a_keras_file_is_tuned_pruned_and_quantized(keras_folder: Path, suffix: str):
     recipe = write_recipe(
         keras_folder,
@@ -277,6 +278,7 @@ def test_features_of_pictures_from_a_table(photos: Path):
     assert printed["green"] > 50
 
 
+@pytest.mark.slow
 def test_a_teacher_of_an_earlier_run_is_followed(photos: Path):
     recipe = write_recipe(
         photos,

@@ -34,6 +34,7 @@ _PACKAGES = {
     "tokenizers": ("tokenizers", "text"),
     "h5py": ("h5py", "keras"),
     "onnx2torch": ("onnx2torch", "onnx"),
+    "neural_compressor": ("neural_compressor_pt", "neural-compressor"),
 }
 _WITH_TORCHAO = ("torchao", "transformers")
 # These import torchvision, themselves or on the way.

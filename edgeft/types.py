@@ -173,15 +173,15 @@ class ActivationQuant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantLayer:
-    """One integer MAC layer (convolution or linear) of the Q/DQ program.
+    """One MAC layer with integer weights (convolution or linear) of the program.
 
     Args:
         name: Dotted module path where torch.export kept one, else the graph node's name.
         op: The ATen op, e.g. ``conv2d`` or ``linear``.
         weight: int8 in [-127, 127], PyTorch layout: (O, I/groups, kH, kW) or (O, I).
         weight_scale: float32, shape (O,).
-        bias: int32 at scale ``input.scale * weight_scale``, shape (O,), or None.
-        input: Quantization of the layer's activation input.
+        bias: int32 at scale ``input.scale * weight_scale``, shape (O,), or None (none, or a float one).
+        input: Quantization of the layer's activation input; None where that is float, or quantized at run time.
         output: Quantization where the fused group ends, or None if that group ends in float.
     """
 
@@ -190,7 +190,7 @@ class QuantLayer:
     weight: npt.NDArray[np.int8]
     weight_scale: FloatArray
     bias: npt.NDArray[np.int32] | None
-    input: ActivationQuant
+    input: ActivationQuant | None
     output: ActivationQuant | None
 
 

@@ -6,10 +6,37 @@ import hashlib
 import importlib
 from pathlib import Path
 
+from edgeft.errors import ConfigError, ExportError
 from edgeft.target import TargetProfile
-from edgeft.types import ExportedArtifact, QuantModel
+from edgeft.types import ArtifactScheme, ExportedArtifact, Format, QuantModel
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
+_STATIC: tuple[ArtifactScheme, ...] = ("float32", "float16", "int8", "int8-weights")
+_SCHEMES: dict[Format, tuple[ArtifactScheme, ...]] = {
+    "onnx": (*_STATIC, "int8-dynamic"),
+    "openvino": _STATIC,
+    "tflite": _STATIC,
+}
+
+
+def require_scheme(profile: TargetProfile, scheme: ArtifactScheme) -> None:
+    """Raise `ConfigError` if the files of a target cannot hold a scheme, or its device cannot run it."""
+    if scheme not in _SCHEMES[profile.export.format]:
+        raise ConfigError(
+            f"target {profile.id}: {profile.export.format} files of {profile.runtime.name} cannot hold "
+            f"scheme {scheme!r}",
+            'use quantize.scheme = "int8" or "int8-weights", or targets of onnxruntime',
+        )
+    if scheme == "int8-dynamic" and (profile.export.batch != 1 or not profile.export.static_shapes):
+        raise ConfigError(
+            f"target {profile.id}: scheme {scheme!r} finds one range for the whole batch, and so needs batches of 1",
+            "set [export] batch = 1 and static_shapes = true in the target's profile",
+        )
+    if profile.precision.full_integer and scheme != "int8":
+        raise ConfigError(
+            f"target {profile.id} runs integers only; scheme {scheme!r} computes in float",
+            'use quantize.scheme = "int8"',
+        )
 
 
 def export(
@@ -24,24 +51,36 @@ def export(
         name: File name without suffix.
 
     Raises:
-        ExportError: The converter failed, or the file's numbers are not the program's.
+        ConfigError: The target's files cannot hold the program's scheme.
+        ExportError: The converter failed, the file's numbers are not the program's, or it computes in float on a
+            target that runs integers only.
         MissingDependencyError: The format's converter is not installed.
     """
+    require_scheme(profile, model.scheme)
     # Imported on demand: each exporter pulls in its own, heavy converter.
     exporter = importlib.import_module(f"edgeft.exporters.{profile.export.format}")
+    importlib.import_module("edgeft.exporters.check").check_numerics(model, profile)
     path = folder / f"{name}{_SUFFIXES[profile.export.format]}"
     coverage, image, logits = exporter.write(model, profile, path)
+    in_float = (*coverage.float_ops, *coverage.float_islands)
+    if profile.precision.full_integer and in_float:
+        raise ExportError(
+            f"target {profile.id} runs integers only; {path.name} computes in float: {', '.join(in_float)}",
+            "replace these ops in the network (targets/operators.md lists what has integer kernels), or choose another "
+            "target",
+        )
     files = (path, path.with_suffix(".bin")) if profile.export.format == "openvino" else (path,)
     return ExportedArtifact(
         path=path,
         files=files,
         format=profile.export.format,
-        scheme="int8" if model.layers else "float32",
+        scheme=model.scheme,
         sha256={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
         size_bytes=sum(file.stat().st_size for file in files),
         coverage=coverage,
         inputs=(image,),
         outputs=(logits,),
+        deviations=model.deviations,
     )
 
 

@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import ExportError
+from edgeft.exporters.products import FileProduct, check_products, float_islands
+from edgeft.target import TargetProfile
 from edgeft.types import FloatArray, QuantCoverage, QuantLayer, QuantModel
 
+_HALF_RANGE = 63
 _DEFECT = "the converter changed the numbers; please report the model and the versions of the packages"
 
 
@@ -40,6 +43,23 @@ class FileLayer:
     bias_scale: FloatArray | None = None
 
 
+def check_numerics(model: QuantModel, profile: TargetProfile) -> None:
+    """Require that a program was made for the numbers that a target's kernels take. Raises `ExportError`."""
+    wanted, off = profile.precision.numerics, ""
+    for layer in model.layers:
+        if wanted.weight_range == "half" and int(np.abs(layer.weight.astype(np.int16)).max()) > _HALF_RANGE:
+            off = f"weights of {layer.name!r} leave [-{_HALF_RANGE}, {_HALF_RANGE}]"
+        if wanted.granularity == "per-tensor" and len(set(layer.weight_scale.tolist())) > 1:
+            off = f"layer {layer.name!r} has a weight scale for each channel"
+    if wanted.symmetric_activations and any(activation.zero_point for activation in model.activations):
+        off = "activations have zero points"
+    if off:
+        raise ExportError(
+            f"target {profile.id} takes {wanted.name} numbers only: {off}",
+            "quantize the model for this target: edgeft.quantize(..., numerics=profile.precision.numerics)",
+        )
+
+
 def check_layers(
     model: QuantModel,
     layers: Sequence[FileLayer],
@@ -47,6 +67,8 @@ def check_layers(
     activations: Sequence[tuple[float, int]],
     *,
     file: str,
+    products: Sequence[FileProduct] = (),
+    islands: Sequence[str] | None = None,
 ) -> QuantCoverage:
     """Require that every number of the file is the program's; return how many MAC ops are int8.
 
@@ -56,6 +78,8 @@ def check_layers(
         float_ops: Names of MAC ops found in float.
         activations: (scale, zero point in int8 numbers) of every quantized activation in the file.
         file: Name for messages.
+        products: Integer products of two activations found in the file.
+        islands: Names of other ops found in float between integer ones; by default the program's own.
 
     Raises:
         ExportError: A layer is missing, doubled or in float, or one of its integers or scales differs.
@@ -83,8 +107,12 @@ def check_layers(
             f"{file}: {strangers[0]!r} holds integer weights that are not in the program", _DEFECT
         )
     _check_activations(model, activations, file)
+    check_products(model.program, products, file=file)
     return QuantCoverage(
-        mac_ops=len(layers) + len(float_ops), int8_mac_ops=len(layers), float_ops=tuple(float_ops)
+        mac_ops=len(layers) + len(products) + len(float_ops),
+        int8_mac_ops=len(layers) + len(products),
+        float_ops=tuple(float_ops),
+        float_islands=float_islands(model.program) if islands is None else tuple(islands),
     )
 
 
@@ -94,6 +122,8 @@ def _key(weight: npt.NDArray[np.int8]) -> bytes:
 
 def _difference(expected: QuantLayer, layer: FileLayer) -> str | None:
     """Return what differs between a program's layer and a file's, or None."""
+    if expected.input is None:
+        return "its input is float in the program"
     if layer.weight_zero_points.any():
         return "weights have a zero point other than 0"
     scale = np.broadcast_to(layer.weight_scale, expected.weight_scale.shape)

@@ -7,6 +7,7 @@ import io
 import json
 import warnings
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import onnx
 import torch
 
 from edgeft.errors import ExportError
-from edgeft.exporters import onnx_rewrite
+from edgeft.exporters import onnx_rewrite, onnx_weights, stored_weights
 from edgeft.exporters.check import FileLayer, check_layers
+from edgeft.exporters.float_islands import shield_onnx_layers
 from edgeft.exporters.onnx_rewrite import MAC_OPS, OnnxGraph
+from edgeft.exporters.products import FileProduct
 from edgeft.target import TargetProfile
 from edgeft.types import QuantCoverage, QuantModel, TensorSpec, example_inputs
 
@@ -37,13 +40,24 @@ def write(
     """
     proto = _translate(model, profile)
     graph = OnnxGraph(proto)
-    if model.layers:
+    if model.scheme == "float16":
+        onnx_weights.store_halves(graph)
+    elif model.scheme == "int8-weights":
+        onnx_rewrite.fold_transposes(graph)
+        onnx_weights.spell_out_dequantization(graph)
+    elif model.scheme == "int8-dynamic":
+        onnx_rewrite.fold_transposes(graph)
+        onnx_weights.multiply_integers(graph)
+    elif model.layers:
         onnx_rewrite.fold_weights(graph)
         onnx_rewrite.fold_transposes(graph)
         onnx_rewrite.separate_zero_points(graph)
         onnx_rewrite.shift_activations(graph, unsigned=profile.precision.activations == "uint8")
         onnx_rewrite.quantize_biases(graph, model)
+        if profile.precision.granularity == "per-tensor":
+            onnx_rewrite.merge_scales(graph)
         onnx_rewrite.drop_clamps(graph)
+        shield_onnx_layers(graph)
     onnx_rewrite.finish(graph)
     metadata = {
         "edgeft.labels": json.dumps(model.labels),
@@ -94,7 +108,7 @@ def _run_torch_onnx(model: QuantModel, profile: TargetProfile) -> onnx.ModelProt
         ):
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
-                model.program,
+                stored_weights.without_rounding(model.program),
                 (example,),
                 dynamo=True,
                 dynamic_shapes=dynamic,
@@ -115,14 +129,19 @@ def _run_torch_onnx(model: QuantModel, profile: TargetProfile) -> onnx.ModelProt
 
 def check(model: QuantModel, path: Path) -> QuantCoverage:
     """Read an ONNX file back and require that its numbers are the program's. Raises `ExportError`."""
+    if model.scheme not in ("int8", "float32"):
+        return onnx_weights.check(model, path)
     graph = OnnxGraph(onnx.load(path))
     layers: list[FileLayer] = []
+    products: list[FileProduct] = []
     float_ops: list[str] = []
     for node in graph.nodes:
         if node.op_type not in MAC_OPS:
             continue
-        layer = _read_layer(graph, node)
-        if layer is None:
+        layer, product = _read_layer(graph, node), _read_product(graph, node)
+        if product is not None:
+            products.append(product)
+        elif layer is None:
             float_ops.append(node.name)
         else:
             layers.append(layer)
@@ -134,7 +153,57 @@ def check(model: QuantModel, path: Path) -> QuantCoverage:
             activations.append((float(scale), _signed(zero)))
     if not model.layers:
         return QuantCoverage(mac_ops=len(float_ops), int8_mac_ops=0, float_ops=tuple(float_ops))
-    return check_layers(model, layers, float_ops, activations, file=path.name)
+    return check_layers(
+        model,
+        layers,
+        float_ops,
+        activations,
+        file=path.name,
+        products=products,
+        islands=_float_islands(graph),
+    )
+
+
+# Between DequantizeLinear and QuantizeLinear these are one integer kernel, or only move integers.
+_INTEGER_OPS = {
+    "Add", "AveragePool", "Concat", "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity", "LeakyRelu",
+    "MaxPool", "Mul", "Pad", "Relu", "Clip", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+
+
+def _float_islands(graph: OnnxGraph) -> list[str]:
+    """Return the ops other than MACs that ONNX Runtime computes in float between integer ones."""
+    apart = (*MAC_OPS, "QuantizeLinear", "DequantizeLinear")
+    users = graph.users()
+    return [
+        node.name
+        for node in graph.nodes
+        if node.op_type not in apart
+        and _depends_on_input(graph, node)
+        and not (node.op_type in _INTEGER_OPS and _ends_quantized(users[node.output[0]]))
+    ]
+
+
+def _depends_on_input(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
+    return any(name and not graph.is_constant(name) for name in node.input)
+
+
+def _ends_quantized(readers: Sequence[onnx.NodeProto]) -> bool:
+    return bool(readers) and all(reader.op_type in ("QuantizeLinear", "Relu", "Clip") for reader in readers)
+
+
+def _read_product(graph: OnnxGraph, node: onnx.NodeProto) -> FileProduct | None:
+    """Return a product of two dequantized activations, or None."""
+    factors = [graph.producer(name) for name in node.input]
+    if len(factors) != 2 or any(f is None or f.op_type != "DequantizeLinear" for f in factors):
+        return None
+    if any(graph.is_constant(f.input[0]) for f in factors if f is not None):
+        return None
+    left, right = (
+        (float(graph.value(f.input[1])), _signed(graph.value(f.input[2]))) for f in factors if f is not None
+    )
+    return FileProduct(name=node.name, left=left, right=right)
 
 
 def _read_layer(graph: OnnxGraph, node: onnx.NodeProto) -> FileLayer | None:

@@ -73,6 +73,13 @@ class OnnxGraph:
         nodes.insert(index, replacement)
         self._producers |= dict.fromkeys(replacement.output, nodes[index])
 
+    def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
+        """Put a new node in front of another one."""
+        nodes = self.model.graph.node
+        index = list(nodes).index(node)
+        nodes.insert(index, new)
+        self._producers |= dict.fromkeys(new.output, nodes[index])
+
     def remove(self, node: onnx.NodeProto) -> None:
         """Remove a node."""
         self.model.graph.node.remove(node)
@@ -133,6 +140,13 @@ def fold_transposes(graph: OnnxGraph) -> None:
             axis=1 - attribute(dequantize, "axis", 1),
         )
         graph.replace(node, replacement)
+    # ONNX Runtime computes what nobody reads: a third of a MiniLM's time.
+    read = {name for node in graph.nodes for name in node.input} | {
+        out.name for out in graph.model.graph.output
+    }
+    for node in graph.nodes:
+        if node.op_type == "DequantizeLinear" and node.output[0] not in read:
+            graph.remove(node)
 
 
 def shift_activations(graph: OnnxGraph, *, unsigned: bool) -> None:
@@ -183,6 +197,20 @@ def quantize_biases(graph: OnnxGraph, model: QuantModel) -> None:
         )
         graph.model.graph.node.insert(index, dequantize)
         node.input[2] = dequantize.output[0]
+
+
+def merge_scales(graph: OnnxGraph) -> None:
+    """Store one scale and zero point where all channels of a weight or bias have the same."""
+    for node in graph.nodes:
+        if node.op_type != "DequantizeLinear" or not graph.is_constant(node.input[0]):
+            continue
+        for index in (1, 2):
+            values = graph.value(node.input[index])
+            if values.ndim and (values == values[0]).all():
+                node.input[index] = graph.add_constant(f"{node.output[0]}_common_{index}", values[0])
+        if graph.value(node.input[1]).ndim == 0:
+            for item in [a for a in node.attribute if a.name == "axis"]:
+                node.attribute.remove(item)
 
 
 def drop_clamps(graph: OnnxGraph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy.typing as npt
 
 from edgeft import extras
 from edgeft.errors import ExportError
-from edgeft.exporters import onnx
+from edgeft.exporters import onnx, stored_weights
 from edgeft.exporters.check import FileLayer, check_layers
+from edgeft.exporters.products import FileProduct
+from edgeft.exporters.stored_weights import IntegerWeight
 from edgeft.target import TargetProfile
 from edgeft.types import FloatArray, QuantCoverage, QuantModel, TensorSpec
 
@@ -22,6 +25,7 @@ _MAC_TYPES = (
     "MatMul",
     "ConvolutionBackpropData",
     "GroupConvolutionBackpropData",
+    "ScaledDotProductAttention",  # what its conversion makes of two float products with a softmax between them
 )
 # What the frontend raises; these have no common base but Exception.
 _FAILURES = ("GeneralFailure", "NotImplementedFailure", "OpConversionFailure", "OpValidationFailure")
@@ -42,6 +46,11 @@ def write(
         converted = ov.convert_model(str(source))
         converted.set_friendly_name("edgeft")
         _keep_rounding_before_adds(converted)
+        if model.scheme == "float16":
+            _store_halves(converted)
+        if model.scheme == "int8-weights":
+            # The CPU plugin would quantize the inputs of linear layers with int8 weights too, in groups of 32.
+            converted.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         # Nodes that the conversion makes are numbered through the process: the same model would get other bytes.
         for index, op in enumerate(converted.get_ordered_ops()):
             op.set_friendly_name(f"{op.get_type_name()}_{index}")
@@ -56,6 +65,22 @@ def write(
     if str(source.parent) in path.read_text(encoding="utf-8"):
         raise ExportError(f"{path.name} carries the build path {source.parent}")
     return check(model, path), image, logits
+
+
+def _store_halves(converted: Any) -> None:
+    """Store every float weight that is made of fp16 numbers as such; the conversion has folded the Casts.
+
+    `save_model` can compress too, but would round the biases and the constants of formulas along.
+    """
+    ops = extras.load("openvino.opset8", "the OpenVINO exporter")
+    for constant in [op for op in converted.get_ordered_ops() if op.get_type_name() == "Constant"]:
+        values = np.asarray(constant.get_data())
+        if stored_weights.is_half(values):
+            readers = list(constant.output(0).get_target_inputs())
+            restored = ops.convert(ops.constant(values.astype(np.float16)), "f32")
+            for reader in readers:
+                reader.replace_source_output(restored.output(0))
+    converted.validate_nodes_and_infer_types()
 
 
 def _keep_rounding_before_adds(converted: Any) -> None:
@@ -92,18 +117,57 @@ def check(model: QuantModel, path: Path) -> QuantCoverage:
     ops = ov.Core().read_model(str(path)).get_ordered_ops()
     ranges = _KnownRanges(model)
     layers: list[FileLayer] = []
+    products: list[FileProduct] = []
     float_ops: list[str] = []
     for op in ops:
         if op.get_type_name() in _MAC_TYPES:
-            layer = _read_layer(op, ranges)
-            if layer is None:
+            layer, product = _read_layer(op, ranges), _read_product(op, ranges)
+            if product is not None:
+                products.append(product)
+            elif layer is None:
                 float_ops.append(op.get_friendly_name())
             else:
                 layers.append(layer)
+    if model.scheme not in ("int8", "float32"):
+        return _check_weights(model, ops, float_ops, path.name)
     if not model.layers:
         return QuantCoverage(mac_ops=len(float_ops), int8_mac_ops=0, float_ops=tuple(float_ops))
     activations = [ranges.find(op) for op in ops if op.get_type_name() == "FakeQuantize"]
-    return check_layers(model, layers, float_ops, activations, file=path.name)
+    return check_layers(model, layers, float_ops, activations, file=path.name, products=products)
+
+
+def _check_weights(model: QuantModel, ops: Any, float_ops: Sequence[str], file: str) -> QuantCoverage:
+    """Check a file whose weights alone are stored small."""
+    if model.scheme == "float16":
+        constants = [op for op in ops if op.get_type_name() == "Constant"]
+        stored = [np.asarray(c.get_data()) for c in constants if c.get_element_type().to_string() == "f16"]
+        return stored_weights.check_halves(model, stored, float_ops, file=file)
+    macs = [op for op in ops if op.get_type_name() in _MAC_TYPES]
+    found = [_read_weight(op) for op in macs]
+    return stored_weights.check_integers(
+        model, [weight for weight in found if weight is not None], float_ops, file=file
+    )
+
+
+def _read_weight(op: Any) -> IntegerWeight | None:
+    """Return the int8 weight of a MAC op in PyTorch's order with its scales, or None if it is none."""
+    weight = op.input_value(1).get_node()
+    while weight.get_type_name() in _TRANSPARENT:
+        weight = weight.input_value(0).get_node()
+    if weight.get_type_name() != "Multiply":
+        return None
+    source = weight.input_value(0).get_node()
+    while source.get_type_name() in _TRANSPARENT:
+        source = source.input_value(0).get_node()
+    if source.get_type_name() != "Constant" or np.asarray(source.get_data()).dtype != np.int8:
+        return None
+    integers = np.asarray(source.get_data())
+    if op.get_type_name() == "GroupConvolution" and integers.ndim > 4:
+        integers = integers.reshape(-1, *integers.shape[2:])
+    if op.get_type_name() == "MatMul" and not op.get_attributes()["transpose_b"]:
+        integers = integers.T
+    scales = _constant(weight.input_value(1).get_node()).reshape(-1).astype(np.float32)
+    return IntegerWeight(name=op.get_friendly_name(), weight=integers, scale=scales)
 
 
 class _KnownRanges:
@@ -125,6 +189,24 @@ class _KnownRanges:
                 return scale, zero_point
         scale = (high - low) / 255
         return scale, round(-128 - low / scale) if scale else 0
+
+
+def _read_product(op: Any, ranges: _KnownRanges) -> FileProduct | None:
+    """Return a product of two rounded activations, or None."""
+    if op.get_type_name() != "MatMul":
+        return None
+    factors = [_rounding(op.input_value(index).get_node()) for index in (0, 1)]
+    if any(factor.get_type_name() != "FakeQuantize" for factor in factors):
+        return None
+    left, right = (ranges.find(factor) for factor in factors)
+    return FileProduct(name=op.get_friendly_name(), left=left, right=right)
+
+
+def _rounding(node: Any) -> Any:
+    """Return the node that a value comes from before it was transposed or reshaped."""
+    while node.get_type_name() in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+        node = node.input_value(0).get_node()
+    return node
 
 
 def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
@@ -185,7 +267,7 @@ def _read_bias(op: Any, scale: FloatArray) -> tuple[Any, Any]:
             values = np.asarray(node.get_data()).reshape(-1)
             if values.dtype == np.int32:
                 return values, stored
-            if op.get_type_name() == "MatMul" and values.size == scale.size and stored is None:
+            if op.get_type_name() == "MatMul" and scale.size in (1, values.size) and stored is None:
                 return np.rint(values / scale.astype(np.float64)).astype(np.int32), None
     return None, None
 

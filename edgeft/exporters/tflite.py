@@ -17,7 +17,11 @@ import torch
 
 from edgeft import extras
 from edgeft.errors import ExportError
+from edgeft.exporters import stored_weights, tflite_weights
 from edgeft.exporters.check import FileLayer, check_layers
+from edgeft.exporters.float_islands import shield_float_layers
+from edgeft.exporters.products import FileProduct
+from edgeft.exporters.stored_weights import IntegerWeight
 from edgeft.target import TargetProfile
 from edgeft.types import QuantCoverage, QuantModel, TensorSpec, example_inputs
 
@@ -36,19 +40,36 @@ def write(
         program = Path(scratch) / "program.pt2"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(torch.export.export(model.program, (example,)), program)
+            graph = _translatable(model)
+            torch.export.save(torch.export.export(graph, (example,)), program)
         converter().convert(
             program=str(program),
             output=str(path),
             shape=list(example.shape),
             dtype=model.preprocessing.input_dtype,
             layout=layout,
-            quantized=bool(model.layers),
+            quantized=model.scheme == "int8",
         )
+    if model.scheme in ("float16", "int8-weights"):
+        tflite_weights.store_weights(model, path)
+    if profile.precision.granularity == "per-tensor":
+        tflite_weights.merge_scales(path)
     metadata = {"edgeft.labels": model.labels, "edgeft.preprocess": model.preprocessing.to_dict()}
     _add_metadata(path, {name: json.dumps(value).encode() for name, value in metadata.items()})
-    graph = _File(path)
-    return check(model, path), graph.spec("input", layout), graph.spec("output", "nk")
+    file = _File(path)
+    return check(model, path), file.spec("input", layout), file.spec("output", "nk")
+
+
+def _translatable(model: QuantModel) -> torch.fx.GraphModule:
+    """Return the program as the converter leaves its numbers alone."""
+    if model.scheme == "int8":
+        return shield_float_layers(model.program)
+    if model.scheme == "float32":
+        return model.program
+    program = model.program
+    if model.scheme == "int8-weights":
+        program = stored_weights.with_float_weights(program)
+    return stored_weights.keep_factors_apart(program)
 
 
 def check(model: QuantModel, path: Path) -> QuantCoverage:
@@ -56,17 +77,32 @@ def check(model: QuantModel, path: Path) -> QuantCoverage:
     graph = _File(path)
     graph.check_pools()
     layers: list[FileLayer] = []
+    products: list[FileProduct] = []
     float_ops: list[str] = []
     for index, op in enumerate(graph.ops):
         if op["op_name"] in _MAC_OPS:
-            layer = graph.layer(index)
-            if layer is None:
+            layer, product = graph.layer(index), graph.product(index)
+            if product is not None:
+                products.append(product)
+            elif layer is None:
                 float_ops.append(f"{op['op_name']}_{index}")
             else:
                 layers.append(layer)
+    if model.scheme == "float16":
+        return stored_weights.check_halves(model, graph.halves(), float_ops, file=path.name)
+    if model.scheme == "int8-weights":
+        return stored_weights.check_integers(model, graph.stored_integers(), float_ops, file=path.name)
     if not model.layers:
         return QuantCoverage(mac_ops=len(float_ops), int8_mac_ops=0, float_ops=tuple(float_ops))
-    return check_layers(model, layers, float_ops, graph.activations(), file=path.name)
+    return check_layers(
+        model,
+        layers,
+        float_ops,
+        graph.activations(),
+        file=path.name,
+        products=products,
+        islands=graph.float_islands(),
+    )
 
 
 class _File:
@@ -109,6 +145,39 @@ class _File:
                 found.append(_qparams(tensor))
         return found
 
+    def halves(self) -> list[Any]:
+        """Return the fp16 constants."""
+        constants = [self._tensors[index] for index in sorted(self._constants)]
+        return [self._interpreter.get_tensor(t["index"]) for t in constants if t["dtype"] is np.float16]
+
+    def stored_integers(self) -> list[IntegerWeight]:
+        """Return the int8 constants behind a DEQUANTIZE, one for each MAC op that reads it."""
+        stored = {
+            int(op["outputs"][0]): int(op["inputs"][0]) for op in self.ops if op["op_name"] == "DEQUANTIZE"
+        }
+        found = []
+        for index, op in enumerate(self.ops):
+            for tensor in {stored[int(i)] for i in op["inputs"] if int(i) in stored} & self._constants:
+                if op["op_name"] in _MAC_OPS and self._tensors[tensor]["dtype"] is np.int8:
+                    parameters = self._tensors[tensor]["quantization_parameters"]
+                    values = self._interpreter.get_tensor(tensor)
+                    axis = int(parameters["quantized_dimension"])
+                    name = f"{op['op_name']}_{index}"
+                    found.append(tflite_weights.read_weight(values, self._scales(tensor), axis, name))
+        return found
+
+    def float_islands(self) -> list[str]:
+        """Return the ops other than MACs that compute on floats."""
+        apart = (*_MAC_OPS, "QUANTIZE", "DEQUANTIZE", "DELEGATE")
+        return [
+            f"{op['op_name']}_{index}"
+            for index, op in enumerate(self.ops)
+            if op["op_name"] not in apart
+            and any(
+                self._tensors[int(i)]["dtype"] is np.float32 for i in op["outputs"] if int(i) in self._tensors
+            )
+        ]
+
     def check_pools(self) -> None:
         """Raise `ExportError` for a pooling op whose input and output scales differ: its kernel would ignore it."""
         for index, op in enumerate(self.ops):
@@ -148,6 +217,17 @@ class _File:
             weight_zero_points=np.asarray(kernel["quantization_parameters"]["zero_points"]),
             bias_scale=self._scales(inputs[2]) if has_bias else None,
         )
+
+    def product(self, index: int) -> FileProduct | None:
+        """Return op `index` where it multiplies two int8 activations, else None."""
+        op = self.ops[index]
+        if op["op_name"] != "BATCH_MATMUL":
+            return None
+        factors = [int(i) for i in op["inputs"]]
+        if any(i in self._constants or self._tensors[i]["dtype"] is not np.int8 for i in factors):
+            return None
+        left, right = (_qparams(self._tensors[i]) for i in factors)
+        return FileProduct(name=f"{op['op_name']}_{index}", left=left, right=right)
 
     def _scales(self, index: int) -> Any:
         return np.asarray(self._tensors[index]["quantization_parameters"]["scales"], np.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import linecache
+import traceback
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -11,18 +13,19 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-# prepare_pt2e calls this itself, but after it would be too late for the annotator to see plain convolutions.
-from torchao.quantization.pt2e import allow_exported_model_train_eval
+# prepare_pt2e calls these itself, but after it would be too late for the annotator to see plain convolutions.
 from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
 from edgeft.errors import ModelError, QuantizationError
-from edgeft.quantization import annotator
+from edgeft.quantization import decompositions, modes, operators, rewrites
 from edgeft.types import FloatModel, QuantModel, example_inputs
 
 _BATCH_NORMS = {
     torch.ops.aten.batch_norm.default,
     torch.ops.aten._native_batch_norm_legit_no_training.default,
 }
+# Whose code runs between a network's own lines while it is captured.
+_MACHINERY = {"torch", "sympy", "contextlib", "functools"}
 # Convolutions that name their padding: the same op with numbers.
 _PADDING_BY_NAME = {
     torch.ops.aten.conv1d.padding: torch.ops.aten.conv1d.default,
@@ -54,17 +57,21 @@ def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"torch.export cannot capture {type(module).__name__}: {first}",
-            "forward() must not branch on tensor values; see torch.export's notes on data-dependent control flow",
+            f"torch.export cannot capture {type(module).__name__}: {first}{_source_line(error)}",
+            "forward() must not branch on the values of tensors (take torch.where or a mask), nor turn them into "
+            "Python numbers or numpy arrays",
         ) from error
     _check_dynamic_batch(exported, module)
     graph: GraphModule = exported.module(check_guards=False)
+    rewrites.make_functional(graph)
     _spell_out_padding(graph)
+    decompositions.spell_out_attention(graph)
+    decompositions.spell_out_products(graph)
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    allow_exported_model_train_eval(graph)
+    modes.allow_modes(graph)
     graph.eval()
     _check_same_function(module, graph, batch)
     return graph
@@ -94,12 +101,14 @@ def module_path(node: Node) -> str:
 
 
 def float_mac_names(graph: GraphModule) -> tuple[str, ...]:
-    """Return the names of MAC ops that do not read dequantized values, in graph order."""
-    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    """Return the names of MAC ops that do not read two dequantized values, in graph order."""
+    decomposed = torch.ops.quantized_decomposed
+    dequantize = {decomposed.dequantize_per_tensor.default, decomposed.dequantize_per_channel.default}
     names = []
     for node in graph.graph.nodes:
-        integer = isinstance(node.args[0], Node) and node.args[0].target is dequantize if node.args else False
-        if node.target in annotator.FLOAT_MACS or (node.target in annotator.INTEGER_MACS and not integer):
+        # A float layer behind an integer one reads a dequantized activation, but its weight is float.
+        integer = all(isinstance(arg, Node) and arg.target in dequantize for arg in node.args[:2])
+        if node.target in operators.FLOAT_MACS | operators.INTEGER_MACS and not integer:
             names.append(module_path(node))
     return tuple(names)
 
@@ -122,6 +131,17 @@ def _check_finite(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
             raise ModelError(
                 f"weight {name!r} holds NaN or infinite values", "retrain, or load other weights"
             )
+
+
+def _source_line(error: BaseException) -> str:
+    """Return where in the network's own code an error arose, as file:line and the line itself."""
+    found = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        name = str(frame.f_globals.get("__name__", ""))
+        if name != __name__ and name.partition(".")[0] not in _MACHINERY:
+            file = frame.f_code.co_filename
+            found = f"\n  at {file}:{number}: {linecache.getline(file, number).strip()}"
+    return found
 
 
 def _check_dynamic_batch(exported: torch.export.ExportedProgram, module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import allow_exported_model_train_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from edgeft.errors import ModelError, QuantizationError
-from edgeft.quantization import contract
-from edgeft.quantization.annotator import CLAMPS, INTEGER_MACS
+from edgeft.quantization import contract, weight_only
 from edgeft.quantization.capture import float_mac_names, module_path
+from edgeft.quantization.embeddings import bake_embeddings
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
+from edgeft.quantization.modes import allow_modes
+from edgeft.quantization.operators import CLAMPS, INTEGER_MACS
 from edgeft.quantization.prepare import activation_sites, weight_sites
+from edgeft.quantization.ranges import range_table, write_ranges
+from edgeft.quantization.rewrites import leave_saturation_to_quantizers
 from edgeft.types import ActivationQuant, FloatModel, QuantLayer, QuantModel, example_inputs
 
 _decomposed = torch.ops.quantized_decomposed
@@ -53,8 +56,9 @@ def convert(graph: GraphModule, source: FloatModel, check: torch.Tensor) -> Quan
     check = check.clone(memory_format=torch.contiguous_format)
     with torch.inference_mode():
         expected = graph(check)
+    leave_saturation_to_quantizers(graph)
     program: GraphModule = convert_pt2e(graph, fold_quantize=False)
-    allow_exported_model_train_eval(program)
+    allow_modes(program)
     program.eval()
     with torch.inference_mode():
         got = program(check)
@@ -67,6 +71,7 @@ def convert(graph: GraphModule, source: FloatModel, check: torch.Tensor) -> Quan
     return read_back(program, source)
 
 
+@torch.no_grad()
 def freeze(graph: GraphModule) -> None:
     """Fix every scale of a fake-quant graph and move weights and biases onto their integer grids, in place."""
     for site in activation_sites(graph):
@@ -84,16 +89,17 @@ def freeze(graph: GraphModule) -> None:
             bias_node = _own_bias(graph, node, bias_node)
         bias = _tensor(graph, bias_node) if isinstance(bias_node, Node) else None
         input_scale, _ = input_quant.calculate_qparams()
-        scale = contract.weight_scale(weight, bias=bias, input_scale=input_scale)
+        scale = weight_quant.scale(weight, bias=bias, input_scale=input_scale)
         weight_quant.freeze(scale)
         s_x, s_w = float(input_scale), scale.numpy()
         with torch.no_grad():
             # Converters divide where torch multiplies by the reciprocal; on the grid both round to the same integer.
-            grid = contract.quantize_weight(weight.detach().numpy(), s_w)
+            grid = contract.quantize_weight(weight.detach().numpy(), s_w, numerics=weight_quant.numerics)
             weight.copy_(torch.from_numpy(contract.dequantize_weight(grid, s_w)))
             if bias is not None:
                 integers = contract.quantize_bias(bias.detach().numpy(), s_x, s_w)
                 bias.copy_(torch.from_numpy(contract.dequantize_bias(integers, s_x, s_w)))
+    bake_embeddings(graph)
     graph.recompile()
     if any(site._frozen is None for site in weight_sites(graph)):
         raise QuantizationError("a weight quantizer belongs to no convolution or linear layer")
@@ -140,28 +146,25 @@ def save(model: QuantModel, folder: Path) -> None:
         exported = torch.export.export(
             model.program, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
         )
-    torch.export.save(exported, folder / "program.pt2")
-    table = [{"tensor": a.name, **_range(a)} for a in model.activations]
-    (folder / "ranges.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    torch.export.save(exported, folder / "program.pt2", extra_files={"scheme": model.scheme})
+    write_ranges(range_table(model), folder / "ranges.json")
 
 
 def load(folder: Path, source: FloatModel | QuantModel) -> QuantModel:
     """Read what `save` wrote; `source` gives labels and preprocessing. Raises `ModelError`."""
+    extra: dict[str, Any] = {"scheme": ""}
     try:
-        program: Any = torch.export.load(folder / "program.pt2").module(check_guards=False)
+        loaded = torch.export.load(folder / "program.pt2", extra_files=extra)
+        program: Any = loaded.module(check_guards=False)
     except (RuntimeError, OSError, ValueError) as error:
         raise ModelError(
             f"{folder / 'program.pt2'} cannot be read: {error}", "run the quantize stage again"
         ) from error
-    allow_exported_model_train_eval(program)
+    allow_modes(program)
     program.eval()
-    return read_back(program, source)
-
-
-def _range(activation: ActivationQuant) -> dict[str, float | int]:
-    low = (contract.ACTIVATION_MIN - activation.zero_point) * activation.scale
-    high = (contract.ACTIVATION_MAX - activation.zero_point) * activation.scale
-    return {"min": low, "max": high, "scale": activation.scale, "zero_point": activation.zero_point}
+    if extra["scheme"] in ("int8-weights", "int8-dynamic"):
+        return weight_only.read_back(program, source, extra["scheme"])
+    return dataclasses.replace(read_back(program, source), scheme=extra["scheme"])
 
 
 def _is_integer_mac(node: Node) -> bool:

@@ -101,7 +101,9 @@ class Adapter(BaseAdapter):
 
 def _precision(op: dict[str, Any], dtypes: dict[int, str]) -> str:
     """Return the precision of an op; float activations with integer weights are quantized at run time."""
-    used = [_PRECISION.get(dtypes.get(int(i), ""), "none") for i in op["inputs"][:2]]
+    # A transposed convolution lists its output shape first, and the weights before the data.
+    inputs = list(op["inputs"][2:0:-1] if op["op_name"] == "TRANSPOSE_CONV" else op["inputs"][:2])
+    used = [_PRECISION.get(dtypes.get(int(i), ""), "none") for i in inputs]
     if used == ["float32", "int8"] and op["op_name"] in MAC_OPS:
         return "int8-dynamic"
     return used[0] if used else "none"

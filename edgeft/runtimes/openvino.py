@@ -67,9 +67,7 @@ class Adapter(BaseAdapter):
             "runtime": "openvino",
             "version": ov.get_version(),
             "device": ",".join(self._executed_on),
-            "mac_precision": count(
-                [_PRECISION.get(m["runtimePrecision"], m["runtimePrecision"]) for m in macs]
-            ),
+            "mac_precision": count([_precision(layer) for layer in macs]),
             "partitions": 1,
             "details": {
                 "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
@@ -82,6 +80,15 @@ class Adapter(BaseAdapter):
                 ),
             },
         }
+
+
+def _precision(layer: dict[str, str]) -> str:
+    """Return the precision that a layer computes in.
+
+    A linear layer with compressed weights is listed by the type of those; its kernel's name tells what it computes.
+    """
+    name = "f32" if layer["primitiveType"].endswith("_f32") else layer["runtimePrecision"]
+    return _PRECISION.get(name, name)
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ def fit(
     teacher: nn.Module | None = None,
     teacher_head: str = "",
     phases: TrainingPhases | None = None,
+    paces: Mapping[str, float] | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[EpochRecord, ...]:
@@ -66,6 +67,8 @@ def fit(
             mode. Without one, a `recipe.Distilled` trains with plain cross-entropy.
         teacher_head: Dotted prefix of the teacher's head, needed for a `config.feature_weight` above 0.
         phases: How to change between training and evaluation; `module.train()` and `.eval()` by default.
+        paces: Multiples of the base learning rate for single parameters, by name (learned scales). A parameter named
+            here need not learn in every epoch.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         progress: Told the running loss every few batches, in batches over all epochs.
 
@@ -91,7 +94,7 @@ def fit(
         )
     world = placement.world()
     place = placement.find_device(device, world)
-    plan = LearningPlan(module, config, head, blocks)
+    plan = LearningPlan(module, config, head, blocks, paces or {})
     networks = [module] if teacher is None else [module, teacher]
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[place] if place.type == "cuda" else []))
@@ -136,7 +139,7 @@ def fit(
             )
         )
         if not loop.finished:
-            unfreezes = any(group.start > 0 for group in plan.groups)
+            unfreezes = bool(paces) or any(group.start > 0 for group in plan.groups)
             options = placement.trainer_options(place, world, unfreezes=unfreezes)
             _run(loop, Epochs(val, seed, world), options)
     module.load_state_dict(loop.best)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 
@@ -17,6 +18,7 @@ Blocks = Sequence[Sequence[str]]
 BatchNorm = nn.modules.batchnorm._BatchNorm
 _Dropout = nn.modules.dropout._DropoutNd
 _NEVER = 1 << 30
+_NO_PACES: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class LearningPlan:
         config: A `recipe.Finetune` says how paces differ; other trainings have one pace.
         head: Dotted prefix of the head; empty where all weights are fresh.
         blocks: Needed by `train_blocks`, `block_lr_decay` and `unfreeze_every`.
+        paces: Multiples of the base rate for single parameters, by name, whatever their distance.
 
     Raises:
         ModelError: Nothing is trainable, or nothing is called `head`.
@@ -47,9 +50,14 @@ class LearningPlan:
     """
 
     def __init__(
-        self, module: nn.Module, config: recipe.Training, head: str = "", blocks: Blocks = ()
+        self,
+        module: nn.Module,
+        config: recipe.Training,
+        head: str = "",
+        blocks: Blocks = (),
+        paces: Mapping[str, float] = _NO_PACES,
     ) -> None:
-        self._module, self._head, self._blocks = module, head, blocks
+        self._module, self._head, self._blocks, self._paces = module, head, blocks, paces
         self._config = config if isinstance(config, recipe.Finetune) else recipe.Finetune()
         self._check()
         self._trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -95,6 +103,8 @@ class LearningPlan:
         return max(len(self._blocks), 1) - (max(inside)[1] if inside else 0)
 
     def _multiplier(self, name: str) -> float:
+        if name in self._paces:
+            return self._paces[name]
         distance = self._distance(name)
         if distance == 0 and self._head:
             return self._config.head_lr_multiplier

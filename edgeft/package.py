@@ -245,7 +245,7 @@ def _manifest(result: TargetResult, profile: TargetProfile, lsb: float) -> dict[
             "threads": runtime.threads,
             "options": runtime.options,
         },
-        "isa_floor": profile.isa_floor if artifact.scheme == "int8" else [],
+        "isa_floor": profile.isa_floor if artifact.scheme in ("int8", "int8-dynamic") else [],
         "tolerance": {"lsb": float(lsb), "max_lsb": MAX_LSB},
         "metrics": {
             "accuracy": _accuracy(result.accuracy),

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgeft import schema
 from edgeft.schema import Strict
+from edgeft.types import ArtifactScheme
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0, strict=False)]
 Positive = Annotated[float, Field(gt=0.0, strict=False)]
@@ -176,11 +177,13 @@ class Quantize(Distilled):
     scheme: Literal["none", "fp16", "int8", "int8-weights", "int8-dynamic"] = "int8"
     """``int8`` computes in integers throughout; ``int8-weights`` and ``fp16`` store weights small and compute in
     float; ``int8-dynamic`` finds activation ranges at run time (ONNX Runtime, linear layers)."""
-    method: Literal["qat", "ptq", "auto"] = "qat"
-    """``auto``: ptq if it holds `max_accuracy_drop`, else qat, else the most sensitive layers stay float."""
+    method: Literal["qat", "ptq", "auto", "none"] = "qat"
+    """Of ``int8``; the other schemes need neither training nor calibration and have ``none``. ``auto``: ptq if it
+    holds `max_accuracy_drop`, else qat, else the most sensitive layers stay float."""
     engine: Literal["edgeft", "neural-compressor"] = "edgeft"
-    calibration: str = "minmax"
-    """A shipped calibration recipe, or the path of one."""
+    """Who finds the numbers. Neural Compressor knows ptq, which is its default, and auto."""
+    calibration: str = "percentile"
+    """A shipped calibration recipe, or the path of one; ``minmax`` by default for Neural Compressor."""
     float_layers: list[str] = []
     """Layers that stay float, by dotted name; ``*`` matches any part of a name."""
     scales: Literal["moving-average", "learned"] = "moving-average"
@@ -188,11 +191,81 @@ class Quantize(Distilled):
     observe_epochs: Annotated[int, Field(ge=0)] | None = None
     """Epochs in which ranges move; after them they stand still. By default the first two thirds of the epochs."""
     max_accuracy_drop: Fraction | None = None
-    """Largest allowed drop of the Q/DQ program against the stage's float input, on the validation split."""
+    """Largest allowed drop of the program against the stage's float input, on the validation split; 0.01 by default
+    where the method is auto, else unlimited."""
     epochs: Count = 3
     learning_rate: Positive = 1e-4
     weight_decay: NonNegative = 0.0
     augment: Literal["none", "crop", "crop-flip", "trivial"] = "crop"
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the scheme needs to see data."""
+        return self.scheme == "int8"
+
+    @property
+    def artifact_scheme(self) -> ArtifactScheme:
+        """What exported files are called that hold the scheme."""
+        return _ARTIFACT_SCHEMES[self.scheme]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_auto(cls, data: Any) -> Any:
+        """Write the default limit out, without which auto would have nothing to look for."""
+        if isinstance(data, dict) and data.get("method") == "auto" and data.get("max_accuracy_drop") is None:
+            return data | {"max_accuracy_drop": 0.01}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_method(cls, data: Any) -> Any:
+        """Write the defaults out that follow from scheme and engine."""
+        if not isinstance(data, dict):
+            return data
+        if data.get("scheme", "int8") not in ("int8", "none"):
+            return {"method": "none"} | data
+        if data.get("engine") == "neural-compressor":
+            return {"method": "ptq", "calibration": "minmax"} | data
+        return data
+
+    @model_validator(mode="after")
+    def _method_fits_scheme(self) -> Self:
+        if self.scheme == "none":
+            return self
+        if self.scheme == "int8":
+            if self.method == "none":
+                raise ValueError(
+                    'quantize.method = "none" goes with the schemes fp16, int8-weights and int8-dynamic'
+                )
+            if self.engine == "neural-compressor" and self.method == "qat":
+                raise ValueError(
+                    'quantize.engine = "neural-compressor" does not train: method is "ptq" or "auto"'
+                )
+            return self
+        idle = ["method"] if self.method != "none" else []
+        fields = type(self).model_fields
+        idle += [
+            name
+            for name in _INT8_ONLY
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+        if idle:
+            raise ValueError(
+                f'quantize.scheme = "{self.scheme}" needs neither training nor calibration: '
+                f"leave out {', '.join(idle)}"
+            )
+        return self
+
+
+_INT8_ONLY = ("engine", "calibration", "float_layers", "scales", "observe_epochs")
+"""Settings of the quantize stage that only the scheme int8 reads."""
+_ARTIFACT_SCHEMES: dict[str, ArtifactScheme] = {
+    "none": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int8-weights": "int8-weights",
+    "int8-dynamic": "int8-dynamic",
+}
 
 
 class Measure(Strict):

@@ -18,7 +18,7 @@ import typer
 
 import edgeft
 from edgeft import extras
-from edgeft.cli import check, clean, run, targets
+from edgeft.cli import check, clean, run, stages, targets
 from edgeft.errors import EdgeftError, ExitCode
 
 _EPILOG: Final = (
@@ -58,8 +58,8 @@ def _edgeft(
 
 
 app.command()(run.run)
-for _stage in run.STAGES:
-    app.command(name=_stage.name, help=_stage.help)(_stage.command)
+for _name, _verb in stages.VERBS.items():
+    app.command(name=_name)(_verb)
 app.command()(check.check)
 app.command()(targets.targets)
 app.command()(clean.clean)

@@ -1,13 +1,12 @@
-"""`edgeft run`, and the verbs that run a recipe up to one stage."""
+"""`edgeft run`, and what the verbs for single stages share with it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,13 +69,13 @@ def run(
     top = {"targets": target or None, "name": name, "seed": seed}
     given = {"task": task, "model": network, "finetune": {"epochs": epochs}, **top}
     if recipe is None:
-        return _start(_recipe_from_options(given), Path(), how)
+        return start(_recipe_from_options(given), Path(), how)
     if extra := _options_in_use(given):
         raise ConfigError(
             f"{recipe} and {', '.join(extra)}: a recipe and options that describe one exclude each other",
             "write it into the recipe, or leave RECIPE out and give --data, --model and --target",
         )
-    return _run_file(recipe, how)
+    return start(load(recipe), recipe.parent, how)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,51 +89,21 @@ class How:
     until: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageVerb:
-    """A verb that runs a recipe up to one stage."""
-
-    name: str
-    help: str
-
-    @property
-    def command(self) -> Callable[..., int]:
-        """The verb's function, with the options that all these verbs share."""
-
-        def run_up_to(
-            recipe: RecipeFile,
-            workspace: WorkspaceOption = None,
-            device: DeviceOption = "cpu",
-            explain: ExplainOption = False,
-            as_json: JsonOption = False,
-        ) -> int:
-            how = How(workspace=workspace, until=self.name, device=device, explain=explain, as_json=as_json)
-            return _run_file(recipe, how)
-
-        return run_up_to
-
-
-STAGES: Final = (
-    StageVerb(name="finetune", help="Run RECIPE up to the fine-tuned float model."),
-    StageVerb(name="prune", help="Run RECIPE up to the pruned and recovered float model."),
-    StageVerb(name="quantize", help="Run RECIPE up to the Q/DQ program, the one numeric truth."),
-    StageVerb(name="export", help="Run RECIPE up to the exported and checked files of every target."),
-)
-
-
-def _run_file(path: Path, how: How) -> int:
+def load(path: Path, *, until: str | None = None) -> Recipe:
+    """Read a recipe file. Raises `ConfigError`, also where it has no section for the stage `until`."""
     from edgeft import recipe as recipes
 
     loaded = recipes.load(path)
-    if how.until in ("prune", "quantize") and getattr(loaded, how.until) is None:
+    if until in ("prune", "quantize") and getattr(loaded, until) is None:
         raise ConfigError(
-            f"{path} has no section [{how.until}]: there is nothing to do up to that stage",
-            f"add [{how.until}] to the recipe",
+            f"{path} has no section [{until}]: there is nothing to do up to that stage",
+            f"add [{until}] to the recipe",
         )
-    return _start(loaded, path.parent, how)
+    return loaded
 
 
-def _start(recipe: Recipe, base: Path, how: How) -> int:
+def start(recipe: Recipe, base: Path, how: How) -> int:
+    """Run a recipe, whose paths are relative to `base`, or explain it; print what comes of it."""
     return _explain(recipe, base, how) if how.explain else _execute(recipe, base, how)
 
 

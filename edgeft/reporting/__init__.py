@@ -7,6 +7,7 @@ from a stored report.
 
 from edgeft.reporting.document import SCHEMA, VERSION, build, plain
 from edgeft.reporting.page import write_html
+from edgeft.reporting.quantization import write_sensitivity
 from edgeft.reporting.rows import headings, table
 from edgeft.reporting.storage import read_json, write_json
 
@@ -20,4 +21,5 @@ __all__ = [
     "table",
     "write_html",
     "write_json",
+    "write_sensitivity",
 ]

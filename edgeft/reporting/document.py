@@ -1,13 +1,14 @@
 """Turn the records of a run into the report document, ``edgeft-report`` version 1.
 
-Top-level keys: ``schema version name created recipe recipe_hash data model samples stages finetune targets
+Top-level keys: ``schema version name created recipe recipe_hash data model samples stages finetune quantize targets
 verdict host versions notes``. The test samples' identities and labels are stored once, in ``samples``; every accuracy
 then holds its predictions in that order, which is all that a later paired comparison needs. Times are in ms,
 sizes in bytes, accuracies and shares in 0..1. A number that is not finite is stored as null: JSON has none.
 
 The version counts changes that a reader must know of. Keys that came later within version 1, and that a reader
-takes for null where they are absent: ``finetune``, and of a target ``metrics baseline_metrics user_metrics
-baseline_user_metrics gallery`` (`types.ClassificationMetrics` and `types.Gallery`, field by field).
+takes for null where they are absent: ``finetune``, ``quantize`` (one record per quantize stage), and of a target
+``metrics baseline_metrics user_metrics baseline_user_metrics gallery`` (`types.ClassificationMetrics` and
+`types.Gallery`, field by field).
 """
 
 from __future__ import annotations
@@ -30,6 +31,17 @@ SCHEMA = "edgeft-report"
 VERSION = 1
 
 Document = dict[str, Any]
+
+# What is kept of a quantize stage's results besides its method.
+_QUANTIZE_RESULTS = (
+    "val_accuracy_float",
+    "val_accuracy",
+    "val_samples",
+    "float_layers",
+    "attempts",
+    "sensitivity",
+)
+_QUANTIZE_LISTS = ("float_layers", "attempts", "sensitivity")
 
 
 def build(
@@ -59,6 +71,7 @@ def build(
             ``float_accuracy`` (split -> 0..1), and whatever else should be kept.
         stages: What every stage did, in order. That of ``finetune`` also becomes a section of its own: its config's
             ``method``, its results' ``epochs`` (`types.EpochRecord`) and ``feature_seconds``, where there are any.
+            So do those whose names start with ``quantize``.
         targets: What was measured, one per target.
         profiles: Target id -> profile, for every result.
         verdict: The gate's decision.
@@ -81,6 +94,7 @@ def build(
         "samples": _samples(targets),
         "stages": [plain(stage) for stage in stages],
         "finetune": _finetune(stages),
+        "quantize": [plain(_quantize(stage)) for stage in stages if stage.name.startswith("quantize")],
         "targets": [_target(result, profiles[result.target]) for result in targets],
         "verdict": plain(verdict),
         "host": plain(host),
@@ -139,6 +153,22 @@ def _finetune(stages: Sequence[StepRecord]) -> Document | None:
         "seconds": record.seconds,
         "feature_seconds": record.results.get("feature_seconds"),
         "epochs": plain(record.results.get("epochs", [])),
+    }
+
+
+def _quantize(stage: StepRecord) -> Document:
+    """Return the report's record of one quantize stage: what was asked for, what was tried, what came out."""
+    results, config = stage.results, stage.config
+    return {
+        "stage": stage.name,
+        "scheme": config.get("scheme"),
+        "asked": config.get("method"),
+        "method": results.get("method", config.get("method")),
+        "engine": config.get("engine"),
+        "calibration": config.get("calibration"),
+        "max_accuracy_drop": config.get("max_accuracy_drop"),
+        "seconds": stage.seconds,
+        **{key: results.get(key, [] if key in _QUANTIZE_LISTS else None) for key in _QUANTIZE_RESULTS},
     }
 
 

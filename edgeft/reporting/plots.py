@@ -117,6 +117,39 @@ def training(epochs: Sequence[Mapping[str, float | None]], *, unique: str) -> st
     return drawing.svg
 
 
+def sensitivity(
+    layers: Sequence[Mapping[str, Any]], in_float: Sequence[str], *, unique: str, standalone: bool = False
+) -> str:
+    """Draw what quantizing each layer alone does to the outputs, and how many of the MACs it has, in graph order.
+
+    Args:
+        layers: A sensitivity table, one mapping per layer.
+        in_float: Layers that are drawn in grey: they were taken back to float.
+        unique: Keeps element names apart from those of the page's other figures.
+        standalone: Whether the result is to be a file of its own, in black on white.
+
+    Returns:
+        An ``<svg>`` element, or an SVG file's text.
+    """
+    rows = range(len(layers))
+    colors = [_FLOAT if layer["layer"] in in_float else _FINAL for layer in layers]
+    # A divergence of zero has no place on a logarithmic axis.
+    floor = min((layer["kl"] for layer in layers if layer["kl"]), default=1e-9) / 2
+    size = (11.5, 1.0 + 0.22 * len(layers))
+    with _drawing(size, unique, standalone=standalone) as drawing:
+        left, right = drawing.figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
+        left.barh(rows, [max(layer["kl"], floor) for layer in layers], color=colors, height=0.7)
+        left.set(xscale="log", xlabel="KL divergence of the outputs, nats, with this layer alone quantized")
+        left.set_yticks(rows, [layer["layer"] for layer in layers], fontsize=9)
+        left.set_ylim(len(layers) - 0.4, -0.6)
+        right.barh(rows, [100 * layer["mac_share"] for layer in layers], color=colors, height=0.7)
+        right.set_xlabel("share of the MACs, %")
+        for axes in (left, right):
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="x", color=_FLOAT, alpha=0.25, linewidth=0.8)
+    return drawing.svg
+
+
 @dataclass(slots=True)
 class _Drawing:
     """A matplotlib figure that is being drawn, and the element that it becomes."""
@@ -126,7 +159,7 @@ class _Drawing:
 
 
 @contextmanager
-def _drawing(size: tuple[float, float], unique: str) -> Iterator[_Drawing]:
+def _drawing(size: tuple[float, float], unique: str, *, standalone: bool = False) -> Iterator[_Drawing]:
     """Set up a figure of `size` inches in the page's style; at the end of the block its `svg` is there."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -140,9 +173,9 @@ def _drawing(size: tuple[float, float], unique: str) -> Iterator[_Drawing]:
         yield drawing
         buffer = io.StringIO()
         drawing.figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+            buffer, format="svg", transparent=not standalone, metadata={"Date": None, "Creator": None}
         )
-        drawing.svg = _inline(buffer.getvalue())
+        drawing.svg = buffer.getvalue() if standalone else _inline(buffer.getvalue())
 
 
 def _accuracy(axes: Any, row: int, target: Mapping[str, Any]) -> None:

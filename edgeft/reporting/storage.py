@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeft.errors import ConfigError, WorkspaceError
 from edgeft.reporting.document import SCHEMA, VERSION, Document
-from edgeft.types import Evidence, Outcome
+from edgeft.types import ArtifactScheme, Evidence, Outcome
 
 # An array of numbers or strings, spread over lines by json.dumps. A line break inside a JSON string is
 # written as \n, so the real ones that this looks for are always between values.
@@ -94,7 +94,7 @@ class _Coverage(_Part):
 class _Artifact(_Part):
     path: str
     format: str
-    scheme: Literal["float32", "int8"]
+    scheme: ArtifactScheme
     size_bytes: int
     coverage: _Coverage
 

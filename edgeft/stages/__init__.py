@@ -7,6 +7,14 @@ the pipeline calls the same ones. None of them changes the caller's model.
 from edgeft.stages.deploying import benchmark, export, predict_program
 from edgeft.stages.finetuning import finetune
 from edgeft.stages.pruning import prune
-from edgeft.stages.quantizing import quantize
+from edgeft.stages.quantizing import measure_sensitivity, quantize
 
-__all__ = ["benchmark", "export", "finetune", "predict_program", "prune", "quantize"]
+__all__ = [
+    "benchmark",
+    "export",
+    "finetune",
+    "measure_sensitivity",
+    "predict_program",
+    "prune",
+    "quantize",
+]

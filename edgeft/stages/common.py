@@ -23,10 +23,16 @@ Config = TypeVar("Config", bound=Strict)
 
 def accuracy(module: torch.nn.Module, batches: Batches) -> float:
     """Return the share of right answers, 0..1. Raises `ModelError` where logits are not finite."""
+    right, samples = right_answers(module, batches)
+    return right / samples
+
+
+def right_answers(module: torch.nn.Module, batches: Batches) -> tuple[int, int]:
+    """Return how many samples are answered right, and how many there are. Raises as `accuracy`."""
     logits, labels = training.predict(module, batches)
     if not np.isfinite(logits).all():
         raise ModelError("the network gives NaN or infinite logits", "lower the learning rate")
-    return float((logits.argmax(axis=1) == labels).mean())
+    return int((logits.argmax(axis=1) == labels).sum()), len(labels)
 
 
 def parse_config(kind: type[Config], config: Config | None, settings: Mapping[str, Any]) -> Config:

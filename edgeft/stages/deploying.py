@@ -41,6 +41,8 @@ def export(
     program = quantization.float_program(model) if isinstance(model, FloatModel) else model
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if program.scheme == "int8":
+        program = quantization.fuse(program, profile.precision.fused)
     return exporters.export(program, profile, folder, name=name)
 
 

@@ -1,6 +1,7 @@
 # make demo       install into .venv, then run the whole chain on 1,797 scanned digits for three runtimes
 # make test       lint, types and the quick tests: what CI runs
 # make test-full  all tests
+# make operator-table   write targets/operators.md anew: what each runtime executes in int8
 # make bench-data DATA=FOLDER   unpack the data sets that bench/recipes/ read
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-full lint bench-data clean
+.PHONY: demo test test-full lint operator-table bench-data clean
 
 demo: $(STAMP)
 	$(BIN)/edgeft run bench/recipes/demo.toml
@@ -20,6 +21,9 @@ test: lint
 
 test-full: lint
 	$(BIN)/pytest $(PARALLEL)
+
+operator-table: $(STAMP)
+	PYTHONPATH=tests/op $(BIN)/python tests/op/operator_table.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

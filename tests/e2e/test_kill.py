@@ -89,6 +89,7 @@ def assert_same_result(disturbed: dict, workspace: Path, undisturbed: Finished) 
         assert (workspace / weights).read_bytes() == (undisturbed.workspace / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_kills_change_nothing(digits_run: Finished, tmp_path: Path):
     """In the middle of fine-tuning, and right after a commit or in quantization-aware training."""
     random_moment = random.Random(2)

@@ -311,6 +311,7 @@ def test_a_run_without_a_recipe(tmp_path: Path):
     assert result["accuracy"]["value"] > 0.9 and result["artifact"]["scheme"] == "int8"
 
 
+@pytest.mark.slow
 def test_retrain_then_ptq_then_no_quantization(tmp_path: Path):
     """Three recipes in one workspace: what they share is not done again."""
     recipe = tmp_path / "digits.toml"

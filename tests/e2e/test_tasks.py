@@ -128,6 +128,7 @@ def test_own_metrics_are_in_the_report(fruit: tuple[Path, dict[str, Any]]):
     assert "mean_chance" in (recipe.parent / "runs/fruit/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_taken_as_it_is(fruit: tuple[Path, dict[str, Any]]):
     recipe, _ = fruit
     again = write_recipe(
@@ -172,6 +173,7 @@ def test_imbalance_is_met_by_weights_or_by_sampling(tmp_path: Path):
 # -- texts ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_texts_in_float_give_equal_answers_in_three_runtimes(tmp_path: Path):
     pytest.importorskip("transformers")
     write_bert(tmp_path / "bert")
@@ -260,6 +262,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_features_of_pictures_from_a_table(photos: Path):
     recipe = write_recipe(
         photos,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
+from torch.nn import functional as F
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -124,6 +125,12 @@ def linear(x: Integers, w: Integers, bias: Array | None = None) -> Array:
     return np.moveaxis(biased(total, x, w, bias), 1, -1)
 
 
+def transposed_convolution(x: Any, w: Array, bias: Array, stride: Any = (1,)) -> Array:
+    """Compute in float, as every runtime does."""
+    convolve = F.conv_transpose2d if w.ndim == 4 else F.conv_transpose1d
+    return convolve(torch.from_numpy(real(x)), torch.from_numpy(w), torch.from_numpy(bias), stride).numpy()
+
+
 def clamp(x: Any, low: float | None = None, high: float | None = None) -> Array:
     return np.clip(real(x), low, high)
 
@@ -178,6 +185,38 @@ def cut(x: Array, axis: int = 0, start: int = 0, end: int | None = None, step: i
     return x[(slice(None),) * axis + (slice(start, end, step),)]
 
 
+def padded(x: Any, sizes: Any, mode: str = "constant", value: float | None = None) -> Any:
+    widths = [(0, 0)] * (real(x).ndim - len(sizes) // 2)
+    widths += [(sizes[i], sizes[i + 1]) for i in range(len(sizes) - 2, -1, -2)]
+    assert mode == "constant"
+    if not value and isinstance(x, Integers):
+        return Integers(np.pad(x.values, widths), x.step)
+    return np.pad(real(x), widths, constant_values=value or 0)
+
+
+def bilinear(x: Any, size: Any, align_corners: bool, factors: Any = None) -> Array:
+    assert not align_corners
+    return F.interpolate(torch.from_numpy(real(x)), size, factors, mode="bilinear").numpy()
+
+
+def nearest(x: Integers, size: Any, factors: Any = None) -> Integers:
+    rows, columns = (int(factor) for factor in factors)
+    return Integers(x.values.repeat(rows, 2).repeat(columns, 3), x.step)
+
+
+def expanded(x: Array, shape: Any) -> Array:
+    return np.broadcast_to(x, [a if b < 0 else b for a, b in zip(x.shape, shape, strict=True)])
+
+
+def soft_max(x: Any, axis: int, *_: Any) -> Array:
+    shifted = np.exp(real(x) - real(x).max(axis, keepdims=True))
+    return shifted / shifted.sum(axis, keepdims=True)
+
+
+def leaky(x: Any, slope: float = 0.01) -> Array:
+    return np.where(real(x) < 0, slope * real(x), real(x))
+
+
 def hard_swish(x: Any) -> Array:
     x = real(x)
     return x * np.clip(x + 3, 0, 6) / 6
@@ -190,6 +229,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "quantized_decomposed.dequantize_per_channel": as_is,
     "aten.conv1d": convolution,
     "aten.conv2d": convolution,
+    "aten.conv_transpose1d": transposed_convolution,
+    "aten.conv_transpose2d": transposed_convolution,
     "aten.linear": linear,
     "aten.relu": lambda x: clamp(x, 0),
     "aten.relu_": lambda x: clamp(x, 0),
@@ -199,7 +240,28 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "aten.clamp": clamp,
     "aten.add": lambda a, b: real(a) + real(b),
     "aten.add_": lambda a, b: real(a) + real(b),
+    "aten.sub": lambda a, b: real(a) - real(b),
+    "aten.mul": lambda a, b: real(a) * real(b),
+    "aten.clone": as_is,
+    "aten.pad": padded,
     "aten.cat": concat,
+    "aten.narrow": moved(lambda x, axis, start, length: cut(x, axis, start, start + length)),
+    "aten.select": moved(lambda x, axis, index: np.take(x, index, axis)),
+    "aten.unsqueeze": moved(np.expand_dims),
+    "aten.squeeze": moved(lambda x, axis: np.squeeze(x, axis)),
+    "aten.expand": moved(
+        lambda x, shape: np.broadcast_to(x, [a if b < 0 else b for a, b in zip(x.shape, shape, strict=True)])
+    ),
+    "aten.reshape": moved(lambda x, shape: x.reshape(shape)),
+    "aten.view": moved(lambda x, shape: x.reshape(shape)),
+    "aten.permute": moved(lambda x, order: x.transpose(order)),
+    "aten.upsample_nearest2d": nearest,
+    "aten.upsample_bilinear2d": bilinear,
+    "aten.tanh": lambda x: np.tanh(real(x)),
+    "aten.leaky_relu": leaky,
+    "aten.elu": lambda x, *_: np.where(real(x) < 0, np.expm1(real(x)), real(x)),
+    "aten.gelu": lambda x, *_, **__: F.gelu(torch.from_numpy(real(x))).numpy(),
+    "aten.softmax": soft_max,
     "aten.max_pool2d": max_pool,
     "aten.avg_pool2d": average_pool,
     "aten.adaptive_avg_pool2d": adaptive_average,

@@ -145,8 +145,12 @@ def test_every_shipped_calibration_recipe_loads(name):
 
 
 def test_what_is_shipped():
-    assert resources.names("targets") == ("cpu-litert", "cpu-onnxruntime", "cpu-openvino")
-    assert resources.names("calibration") == ("minmax", "moving-average")
+    assert resources.names("targets") == (
+        "cpu-litert", "cpu-onnxruntime", "cpu-onnxruntime-avx2", "cpu-openvino", "cpu-openvino-avx2",
+    )  # fmt: skip
+    assert resources.names("calibration") == (
+        "equalized", "minmax", "moving-average", "mse", "percentile", "random", "smooth-quant",
+    )  # fmt: skip
 
 
 def test_every_recipe_of_the_checkout_loads():

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from edgeft import schema
 from edgeft.quantization import contract
+from edgeft.target import Numerics
 
 FINITE = st.floats(-1e4, 1e4, width=32)
 SCALES = st.floats(2.0**-16, 2.0**4, width=32)
@@ -109,3 +111,42 @@ def test_a_dead_channel_never_overflows_its_bias(bias: float, input_scale: float
     assert abs(int(integers[0])) <= 2**30 + 2**7  # float32 rounds the quotient
     step = float(input_scale) * float(scale)
     assert abs(int(integers[0]) * step - bias) <= step + abs(bias) * 2.0**-22
+
+
+@pytest.mark.parametrize(("weight_range", "limit"), [("full", 127), ("half", 63)])
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+def test_numerics_shape_the_weights(weight_range: str, limit: int, granularity: str) -> None:
+    numerics = schema.validate(
+        {"weight_range": weight_range, "granularity": granularity}, Numerics, "numerics"
+    )
+    weight = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    scales = contract.weight_scale(torch.from_numpy(weight), numerics=numerics).numpy()
+    integers = contract.quantize_weight(weight, scales, numerics=numerics)
+    largest = np.abs(integers.astype(int)).max(axis=1)
+    if granularity == "per-tensor":
+        assert len(set(scales)) == 1
+        assert largest.max() == limit
+    else:
+        assert (largest == limit).all()
+    # The bias decides the scale of all channels where there is one scale.
+    bias = torch.tensor([0.0, 0.0, 2.0**20, 0.0, 0.0])
+    scales = contract.weight_scale(
+        torch.zeros(5, 7), bias=bias, input_scale=torch.tensor([1e-3]), numerics=numerics
+    ).numpy()
+    assert scales[2] == np.float32(2.0**20) / (np.float32(1e-3) * np.float32(2.0**30))
+    assert (scales == scales[2]).all() == (granularity == "per-tensor")
+
+
+def test_half_range_weights_cannot_saturate_sums_of_two_products() -> None:
+    assert 2 * 255 * contract.HALF_WEIGHT_MAX <= 2**15 - 1 < 2 * 255 * (contract.HALF_WEIGHT_MAX + 2)
+
+
+@fast
+@given(FINITE, FINITE)
+def test_symmetric_ranges_have_zero_point_0_and_lose_nothing(a: float, b: float) -> None:
+    low, high = torch.tensor([min(a, b)]), torch.tensor([max(a, b)])
+    scale, zero_point = contract.activation_qparams(low, high, symmetric=True)
+    assert int(zero_point) == 0
+    ends = torch.tensor([float(low), 0.0, float(high)])
+    got = torch.fake_quantize_per_tensor_affine(ends, scale, zero_point, -128, 127)
+    assert float((got - ends).abs().max()) <= 0.5001 * float(scale)

@@ -57,6 +57,7 @@ def write(
         if profile.precision.granularity == "per-tensor":
             onnx_rewrite.merge_scales(graph)
         onnx_rewrite.drop_clamps(graph)
+        onnx_rewrite.pool_means(graph)
         shield_onnx_layers(graph)
     onnx_rewrite.finish(graph)
     metadata = {
@@ -164,11 +165,10 @@ def check(model: QuantModel, path: Path) -> QuantCoverage:
     )
 
 
-# Between DequantizeLinear and QuantizeLinear these are one integer kernel, or only move integers.
+# Between dequantizing and quantizing these are one integer kernel, or only move integers (targets/operators.md).
 _INTEGER_OPS = {
-    "Add", "AveragePool", "Concat", "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity", "LeakyRelu",
-    "MaxPool", "Mul", "Pad", "Relu", "Clip", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose",
-    "Unsqueeze",
+    "Add", "AveragePool", "Clip", "Concat", "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity", "LeakyRelu",
+    "MaxPool", "Mul", "Relu", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 
 
@@ -181,8 +181,13 @@ def _float_islands(graph: OnnxGraph) -> list[str]:
         for node in graph.nodes
         if node.op_type not in apart
         and _depends_on_input(graph, node)
-        and not (node.op_type in _INTEGER_OPS and _ends_quantized(users[node.output[0]]))
+        and not (_has_integer_kernel(node) and _ends_quantized(users[node.output[0]]))
     ]
+
+
+def _has_integer_kernel(node: onnx.NodeProto) -> bool:
+    nearest = any(a.name == "mode" and a.s == b"nearest" for a in node.attribute)
+    return node.op_type in _INTEGER_OPS or (node.op_type == "Resize" and nearest)
 
 
 def _depends_on_input(graph: OnnxGraph, node: onnx.NodeProto) -> bool:

@@ -150,12 +150,23 @@ def fold_transposes(graph: OnnxGraph) -> None:
 
 
 def shift_activations(graph: OnnxGraph, *, unsigned: bool) -> None:
-    """Store activations as uint8 with zero points 128 higher: the same real values."""
+    """Store activations as uint8 with zero points 128 higher: the same real values.
+
+    Constant operands of arithmetic too: ONNX Runtime adds and multiplies two tensors of one type only, else in float.
+    """
     if not unsigned:
         return
+    users = graph.users()
     for node in graph.nodes:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or graph.is_constant(node.input[0]):
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
+        if graph.is_constant(node.input[0]):
+            values = graph.value(node.input[0])
+            readers = {reader.op_type for reader in users[node.output[0]]}
+            if values.dtype != np.int8 or not readers or not readers <= {"Add", "Mul", "Sub", "Concat"}:
+                continue
+            raised = (values.astype(np.int32) + 128).astype(np.uint8)
+            node.input[0] = graph.add_constant(f"{node.input[0]}_uint8", raised)
         zero = graph.value(node.input[2])
         if zero.dtype == np.int8:
             shifted = (zero.astype(np.int32) + 128).astype(np.uint8)
@@ -244,6 +255,22 @@ def _clips_as_tight(graph: OnnxGraph, quantize: onnx.NodeProto, low: float, high
     below = np.rint(np.float32(low) / scale) + int(zero) <= limits.min
     above = np.rint(np.float32(high) / scale) + int(zero) >= limits.max
     return bool(below and above)
+
+
+def pool_means(graph: OnnxGraph) -> None:
+    """Turn means of whole channels into global average pools, for which ONNX Runtime has an integer kernel."""
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in graph.model.graph.value_info}
+    for node in graph.nodes:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or not attribute(node, "keepdims", 1):
+            continue
+        axes = {int(axis) % 4 for axis in graph.value(node.input[1]).reshape(-1)}
+        if axes == {2, 3} and ranks.get(node.input[0]) == 4:
+            graph.replace(
+                node,
+                onnx.helper.make_node(
+                    "GlobalAveragePool", [node.input[0]], list(node.output), name=node.name
+                ),
+            )
 
 
 def finish(graph: OnnxGraph) -> None:

@@ -254,6 +254,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     ),
     "aten.reshape": moved(lambda x, shape: x.reshape(shape)),
     "aten.view": moved(lambda x, shape: x.reshape(shape)),
+    "aten.pixel_shuffle": moved(lambda x, factor: F.pixel_shuffle(torch.from_numpy(x), factor).numpy()),
     "aten.permute": moved(lambda x, order: x.transpose(order)),
     "aten.upsample_nearest2d": nearest,
     "aten.upsample_bilinear2d": bilinear,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from deployment import RUNTIMES, Branches, Deployed, deploy_network
 from operator_networks import OPERATORS
 from torch import nn
 
-from edgeft.errors import EdgeftError
+from edgeft import exporters, stages, target
+from edgeft.errors import EdgeftError, ExportError
 
 GROUPS = {
     "arithmetic": [
@@ -29,7 +31,10 @@ GROUPS = {
     ],
     "transposed": ["conv_transpose2d", "conv_transpose1d"],
 }  # fmt: skip
-CASES = [(group, name) for group, names in GROUPS.items() for name in names]
+SLOW = {"moves": pytest.mark.slow}
+CASES = [
+    pytest.param(group, name, marks=SLOW.get(group, ())) for group, names in GROUPS.items() for name in names
+]
 # Between the requantizations of several ops an integer may move by one at each.
 TOLERANCE = 2
 
@@ -73,7 +78,7 @@ def test_the_program_means_the_float_network(group: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", [pytest.param(g, marks=SLOW.get(g, ())) for g in GROUPS])
 def test_transposed_convolutions_alone_are_float_and_named(group: str, runtime: str) -> None:
     deployed = deploy(group)
     floats = len(GROUPS[group]) if group == "transposed" else 0
@@ -81,3 +86,22 @@ def test_transposed_convolutions_alone_are_float_and_named(group: str, runtime: 
     executed = deployed.reports[runtime]["mac_precision"]
     assert executed.pop("float32", 0) == floats
     assert set(executed) == {"int8"}
+
+
+def test_a_target_that_runs_integers_only_refuses_a_float_layer(tmp_path: Path) -> None:
+    profile = target.load("cpu-onnxruntime")
+    strict = profile.model_copy(
+        update={"precision": profile.precision.model_copy(update={"full_integer": True})}
+    )
+    with pytest.raises(ExportError, match=r"runs integers only; .* computes in float: ConvTranspose_"):
+        exporters.export(deploy("transposed").program, strict, tmp_path)
+
+
+def test_a_file_lists_what_its_target_leaves_out(tmp_path: Path) -> None:
+    profile = target.load("cpu-onnxruntime")
+    fusing = profile.model_copy(
+        update={"precision": profile.precision.model_copy(update={"fused": ["activation-mul"]})}
+    )
+    artifact = stages.export(deploy("curves").program, fusing, tmp_path)
+    assert len(artifact.deviations) == 2, "the gates of SiLU and hard-swish"
+    assert stages.export(deploy("curves").program, profile, tmp_path).deviations == ()

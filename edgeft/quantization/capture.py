@@ -121,7 +121,7 @@ def check_no_batch_norm(graph: GraphModule) -> None:
     if left:
         raise QuantizationError(
             f"batch norm {left[0]!r} (and {len(left) - 1} more) has no convolution or linear layer before it",
-            'such networks (DenseNet, pre-activation ResNets) cannot be quantized yet: use quantize.scheme = "none"',
+            'such networks (DenseNet, pre-activation ResNets) need quantize.engine = "edgeft"',
         )
 
 

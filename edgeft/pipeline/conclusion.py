@@ -84,8 +84,9 @@ def write_packages(facts: Facts, results: Sequence[TargetResult], *, progress: P
                 host=measure.host_fingerprint(),
             )
         package.verify(written).require()
+    current = {profile.id for profile in facts.profiles}  # a recipe may name a target by the path of its file
     for folder in root.iterdir():
-        if folder.name not in facts.recipe.targets and folder.is_dir():
+        if folder.name not in current and folder.is_dir():
             shutil.rmtree(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from edgeft.errors import ConfigError, DataError, EdgeftError, ModelError
 from edgeft.measure import check_isa_floor, statistics, user_metric
 from edgeft.preprocessing import ImagePreprocessing, Preprocessing
 from edgeft.recipe import Recipe
+from edgeft.target import TargetProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,15 @@ def _target(name: str, base: Path, recipe: Recipe) -> Iterator[Finding]:
             "leave float_layers out, or the target",
         )
     yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
+
+
+def _profiles(recipe: Recipe, base: Path) -> list[TargetProfile]:
+    """Return the targets that can be read: what is wrong with the others is a finding of its own."""
+    profiles = []
+    for name in recipe.targets:
+        with contextlib.suppress(ConfigError):
+            profiles.append(target.load(name, base))
+    return profiles
 
 
 def build_model(recipe: Recipe, base: Path, classes: int) -> models.BuiltModel:
@@ -149,6 +160,15 @@ def _calibration(recipe: Recipe, base: Path, available: int) -> Iterator[Finding
             "give more data, or a calibration recipe with fewer samples (a path in quantize.calibration)",
         )
     yield Finding(level="ok", topic="calibration", text=f"{wanted.id}: {wanted.title}")
+    halved = [p.id for p in _profiles(recipe, base) if p.precision.weight_range == "half"]
+    if halved and recipe.quantize.method == "ptq" and not wanted.bias_correction:
+        yield Finding(
+            level="warning",
+            topic="calibration",
+            text=f"{', '.join(halved)}: half-range weights are coarse, and {wanted.id!r} does not correct biases: "
+            "a MobileNetV2 calibrated like this agreed with its float model on 54 to 64 % of a test set",
+            hint='quantize.calibration = "percentile", or quantize.method = "qat"',
+        )
 
 
 def _gate(recipe: Recipe, samples: int) -> Iterator[Finding]:

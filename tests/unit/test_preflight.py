@@ -152,3 +152,18 @@ def test_skipped_files_are_a_warning_before_the_run(photos: Path):
 def test_no_quantization_needs_no_calibration(photos: Path):
     findings = edgeft.check(recipe(quantize={"scheme": "none"}), base=photos.parent)
     assert "calibration" not in {finding.topic for finding in findings} and not errors(findings)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "levels"),
+    [
+        ({"method": "ptq", "calibration": "minmax"}, ["ok", "warning"]),
+        ({"method": "ptq", "calibration": "percentile"}, ["ok"]),
+        ({"method": "qat", "calibration": "minmax"}, ["ok"]),
+    ],
+)
+def test_coarse_weights_without_bias_correction_are_warned_about(tmp_path: Path, quantize, levels):
+    findings = edgeft.check(digits(targets=["cpu-onnxruntime-avx2"], quantize=quantize), base=tmp_path)
+    found = [finding for finding in findings if finding.topic == "calibration"]
+    assert [finding.level for finding in found] == levels
+    assert ("half-range" in found[-1].text) == (levels[-1] == "warning")

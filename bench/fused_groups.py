@@ -56,8 +56,9 @@ def main() -> None:
         variant = _variant(recipe, method, profiles)
         workspace = Path("runs") / variant.name
         if tuned is not None and not workspace.exists():
-            for stage in ("00-data", "01-finetune"):
-                shutil.copytree(tuned / "stages" / stage, workspace / "stages" / stage)
+            shutil.copytree(
+                tuned, workspace
+            )  # what this method does otherwise has another key and is done anew
         console.print(f"[bold]{variant.name}")
         report = edgeft.run(variant, base=base, workspace=workspace).report or {}
         tuned = workspace

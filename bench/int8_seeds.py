@@ -52,7 +52,9 @@ def main() -> None:
             variant = _variant(recipe, seed, method)
             workspace = Path("runs") / variant.name
             if tuned is not None and not workspace.exists():
-                _share_float_model(tuned, workspace)
+                shutil.copytree(
+                    tuned, workspace
+                )  # what this method does otherwise has another key and is done anew
             console.print(f"[bold]{variant.name}")
             summary = edgeft.run(variant, base=base, workspace=workspace)
             tuned = workspace
@@ -72,12 +74,6 @@ def _variant(recipe: Recipe, seed: int, method: str) -> Recipe:
     data |= {"name": f"{recipe.name}-{seed}-{method}", "seed": seed}
     data["quantize"] |= {"method": method}
     return Recipe.model_validate(data)
-
-
-def _share_float_model(source: Path, workspace: Path) -> None:
-    """Start a workspace with the finished stages up to fine-tuning of another one of the same seed."""
-    for stage in ("00-data", "01-finetune"):
-        shutil.copytree(source / "stages" / stage, workspace / "stages" / stage)
 
 
 def _row(target: str, method: str, results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -175,18 +175,23 @@ class _KnownRanges:
 
     def __init__(self, model: QuantModel) -> None:
         self._known = [(a.scale, a.zero_point) for a in model.activations]
+        steps = np.array(self._known, dtype=np.float64).reshape(-1, 2)
+        # As the converter stores them: products rounded to float32, (A, 2).
+        ends = (np.array([-128, 127]) - steps[:, 1:]) * steps[:, :1]
+        self._ends = ends.astype(np.float32).astype(np.float64)
 
     def find(self, fake_quantize: Any) -> tuple[float, int]:
         """Return (scale, zero point in int8 numbers).
 
-        The program's own where its range has the same two ends to within a rounding of float32; else what the
-        ends amount to, which the check will then refuse.
+        The program's own where its range has the same two ends to within a rounding of float32, of several the
+        nearest (two clamps to the same value may have scales one bit apart); else what the ends amount to, which the
+        check will then refuse.
         """
         low, high = (float(_constant(fake_quantize.input_value(i).get_node()).reshape(-1)[0]) for i in (1, 2))
-        for scale, zero_point in self._known:
-            ends = ((-128 - zero_point) * scale, (127 - zero_point) * scale)
-            if np.allclose((low, high), ends, rtol=2.0**-22, atol=0):
-                return scale, zero_point
+        if self._known:
+            nearest = int(np.abs(self._ends - (low, high)).sum(axis=1).argmin())
+            if np.allclose((low, high), self._ends[nearest], rtol=2.0**-22, atol=0):
+                return self._known[nearest]
         scale = (high - low) / 255
         return scale, round(-128 - low / scale) if scale else 0
 

@@ -20,7 +20,6 @@ from edgeft.preprocessing import ImagePreprocessing, TextPreprocessing
 _CLASSES = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
 # What transformers raises for folders and files that it cannot use.
 _ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
-_NOT_PRUNABLE = "attention layers cannot lose channels"
 
 
 class TextClassifier(nn.Module):
@@ -120,7 +119,7 @@ def build(
         tensors = weight_files.read(weights)
         label = f"model.weights: {weights.name} for {source}"
         account = weight_files.load(module, tensors, head, keep_head=keep_head, label=label)
-        return BuiltModel(module=module, head=head, account=account, not_prunable=_reason(preprocessing))
+        return BuiltModel(module=module, head=head, account=account)
     if keep_head and not fresh and missing & own_head:
         raise ModelError(
             f"model.source {source} has no trained head for {classes} classes: {', '.join(sorted(missing & own_head))}",
@@ -145,7 +144,6 @@ def build(
         module=module,
         head=_whole_head(head, missing) if not fresh else head,
         account=account,
-        not_prunable=_reason(preprocessing),
     )
 
 
@@ -198,10 +196,6 @@ def _whole_head(head: str, missing: set[str]) -> str:
     owners = [name.rpartition(".")[0].split(".") for name in missing] + [head.split(".")]
     shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*owners, strict=False))]
     return ".".join(shared) if len(shared) > 1 else head
-
-
-def _reason(preprocessing: ImagePreprocessing | TextPreprocessing) -> str:
-    return _NOT_PRUNABLE if isinstance(preprocessing, TextPreprocessing) else ""
 
 
 def _averages_tokens(folder: Path) -> bool:

@@ -1,20 +1,37 @@
-"""Structured pruning: cut whole channels until a share of the MACs is left.
+"""Structured pruning: cut whole channels and attention heads until a budget holds.
 
 `torch-pruning`'s dependency graph says which channels belong together; how much is cut and where is decided
 here, by arithmetic on the layer widths, before the network is touched:
 
-- `groups`: the coupled channels of a network,
+- `tracing`, `attention`, `groups`: the coupled channels and the heads of a network,
 - `importance`: what a channel is worth,
-- `allocation`: the widths that meet the budget,
-- `surgery`: the cut, its proof, and giving a new network the shapes of a pruned one,
-- `macs`: counting.
+- `costs`, `macs`: what it costs,
+- `allocation`: the widths that meet a budget,
+- `analysis`: all of this together, once per network, for a search to ask,
+- `surgery`: the cut, its proof, and giving a new network the shapes of a pruned one.
 """
 
 from __future__ import annotations
 
+from edgeft.pruning.analysis import Allocation, Analysis, analyse
+from edgeft.pruning.groups import ChannelGroup
+from edgeft.pruning.importance import Criterion
 from edgeft.pruning.macs import count_macs
-from edgeft.pruning.plan import GroupDecision, PrunedModel, PruningPlan
+from edgeft.pruning.plan import GroupDecision, LayerDecision, PrunedModel, PruningPlan
 from edgeft.pruning.pruner import prune
 from edgeft.pruning.surgery import restore
 
-__all__ = ["GroupDecision", "PrunedModel", "PruningPlan", "count_macs", "prune", "restore"]
+__all__ = [
+    "Allocation",
+    "Analysis",
+    "ChannelGroup",
+    "Criterion",
+    "GroupDecision",
+    "LayerDecision",
+    "PrunedModel",
+    "PruningPlan",
+    "analyse",
+    "count_macs",
+    "prune",
+    "restore",
+]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from edgeft.errors import BudgetError
-from edgeft.pruning.groups import ChannelGroup, is_depthwise
-from edgeft.pruning.macs import Layer
+from edgeft.pruning.costs import CostModel
+from edgeft.pruning.groups import ChannelGroup
 
 FLOOR_SHARE = 0.25
 """No group gets narrower than this share of itself: a network with one collapsed layer does not recover."""
@@ -25,104 +22,44 @@ WELL_USED = 0.97
 """Share of the budget from which on nothing more is done to use the rest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerCost:
-    """MACs of one layer: `unit` * outputs * inputs (1 input for a depthwise layer).
-
-    `writers` and `readers` are (group, n): each channel of that group is n outputs (inputs) of the layer.
-    """
-
-    unit: int
-    outputs: int
-    inputs: int
-    writers: tuple[tuple[int, int], ...]
-    readers: tuple[tuple[int, int], ...]
-
-    def macs(self, cut: Sequence[int]) -> int:
-        """Return the MACs after `cut[g]` channels of each group g are gone."""
-        outputs = self.outputs - sum(n * cut[g] for g, n in self.writers)
-        inputs = self.inputs - sum(n * cut[g] for g, n in self.readers)
-        return self.unit * outputs * inputs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostModel:
-    """MACs of the whole network as a function of the groups' widths."""
-
-    full: tuple[int, ...]
-    layers: tuple[LayerCost, ...]
-
-    def macs(self, widths: Sequence[int]) -> int:
-        """Return the MACs of one sample if group g is `widths[g]` wide."""
-        cut = [full - width for full, width in zip(self.full, widths, strict=True)]
-        return sum(layer.macs(cut) for layer in self.layers)
-
-
-def cost_model(
-    groups: Sequence[ChannelGroup], layers: Mapping[str, nn.Module], positions: Mapping[str, int]
-) -> CostModel:
-    """Return the cost model of a network.
-
-    Args:
-        groups: All channel groups.
-        layers: Modules by dotted name.
-        positions: How often each layer's weights are used for one sample (`macs.count_positions`).
-    """
-    writers: dict[str, list[tuple[int, int]]] = {name: [] for name in positions}
-    readers: dict[str, list[tuple[int, int]]] = {name: [] for name in positions}
-    for number, group in enumerate(groups):
-        for member in group.members:
-            if member.layer in positions:
-                side = readers if member.role == "consumer" else writers
-                side[member.layer].append((number, len(member.indices) // group.width))
-    costs = []
-    for name, count in positions.items():
-        layer = layers[name]
-        if isinstance(layer, _ConvNd):
-            outputs, inputs = layer.out_channels, layer.in_channels
-            unit = count * math.prod(layer.kernel_size)
-            if (
-                layer.groups > 1
-            ):  # a grouped layer that is not depthwise is never cut, so its inputs are a constant
-                inputs = 1 if is_depthwise(layer) else inputs // layer.groups
-        elif isinstance(layer, nn.Linear):
-            outputs, inputs, unit = layer.out_features, layer.in_features, count
-        else:
-            raise TypeError(f"{name} is no {Layer}")
-        costs.append(
-            LayerCost(
-                unit=unit,
-                outputs=outputs,
-                inputs=inputs,
-                writers=tuple(writers[name]),
-                readers=tuple(readers[name]),
-            )
-        )
-    return CostModel(full=tuple(g.width for g in groups), layers=tuple(costs))
-
-
-def allowed_widths(group: ChannelGroup, *, channel_multiple: int, min_channels: int) -> tuple[int, ...]:
+def allowed_widths(
+    group: ChannelGroup, *, channel_multiple: int, min_channels: int, lowest_share: float = 0.0
+) -> tuple[int, ...]:
     """Return the widths that `group` may have, ascending; the last is its own.
 
     Args:
-        group: The channels.
-        channel_multiple: A cut group's width is a multiple of this.
+        group: The channels (or attention heads: the limits count their channels).
+        channel_multiple: A cut group has a multiple of this many channels.
         min_channels: A cut group keeps at least this many; one that has no more is left alone.
+        lowest_share: Share of the group that has to stay, 0..1; `FLOOR_SHARE` stays in any case.
     """
-    if group.limit or group.width <= min_channels:
+    if group.limit or group.width * group.size <= min_channels:
         return (group.width,)
-    floor = max(min_channels, FLOOR_SHARE * group.width, 1)
-    lowest = math.ceil(floor / channel_multiple) * channel_multiple
-    return (*range(lowest, group.width, channel_multiple), group.width)
+    # Rounded first: 0.1 * 30 is a little more than 3 in floating point.
+    share = round(max(FLOOR_SHARE, lowest_share) * group.width, 6)
+    floor = math.ceil(max(min_channels / group.size, share, 1))
+    step = channel_multiple // math.gcd(channel_multiple, group.size)
+    lowest = math.ceil(floor / step) * step
+    return (*range(lowest, group.width, step), group.width)
+
+
+def quantiles(width: int) -> torch.Tensor:
+    """Return importances, shape (width,), with which `allocate` cuts the same share of every group."""
+    return torch.arange(width, 0, -1, dtype=torch.float64) / width
 
 
 def allocate(
-    importances: Sequence[torch.Tensor], ladders: Sequence[tuple[int, ...]], costs: CostModel, *, budget: int
+    importances: Sequence[torch.Tensor],
+    ladders: Sequence[tuple[int, ...]],
+    costs: CostModel,
+    *,
+    budget: int,
+    cost_exponent: float = COST_EXPONENT,
 ) -> tuple[int, ...]:
     """Return the groups' widths that keep the most importance within `budget` MACs.
 
     A channel is worth its importance * (MACs that go with it / their mean over all channels) **
-    COST_EXPONENT: one of 16 channels at high resolution, or one that several blocks read, is not as easily
+    cost_exponent: one of 16 channels at high resolution, or one that several blocks read, is not as easily
     spared as one of 960 late in the network, though both have importance 1 if they are their group's average.
     Dividing by the cost instead, as a knapsack would, empties the residual stream. Measured on MobileNetV2 at
     65 % of its MACs (6 classes, 55 steps of distillation, one seed, the images that it was chosen on), validation
@@ -138,6 +75,7 @@ def allocate(
         ladders: Per group, its allowed widths (`allowed_widths`).
         costs: MACs as a function of the widths.
         budget: Most MACs of one sample.
+        cost_exponent: How much more a channel is worth for the work that it does.
 
     Raises:
         BudgetError: The narrowest allowed widths still cost more.
@@ -149,7 +87,7 @@ def allocate(
             f"a MACs budget of {budget / full:.3f} cannot be met: with every group of channels at its lowest "
             f"allowed width {costs.macs(floor) / full:.3f} of the MACs are left",
         )
-    worths = _worths(importances, costs)
+    worths = _worths(importances, costs, cost_exponent)
     open_groups = [g for g, ladder in enumerate(ladders) if len(ladder) > 1]
     thresholds = [*sorted({float(w) for g in open_groups for w in worths[g]}), math.inf]
 
@@ -170,8 +108,10 @@ def allocate(
     return _give_back(widths_at(thresholds[low]), worths, ladders, costs, budget)
 
 
-def _worths(importances: Sequence[torch.Tensor], costs: CostModel) -> list[torch.Tensor]:
-    """Return importance * (relative MACs) ** COST_EXPONENT, each group's channels in descending order."""
+def _worths(
+    importances: Sequence[torch.Tensor], costs: CostModel, cost_exponent: float
+) -> list[torch.Tensor]:
+    """Return importance * (relative MACs) ** cost_exponent, each group's channels in descending order."""
     full = costs.macs(costs.full)
     saved = []
     for g, width in enumerate(costs.full):
@@ -179,7 +119,7 @@ def _worths(importances: Sequence[torch.Tensor], costs: CostModel) -> list[torch
         saved.append(full - costs.macs(fewer))
     mean = sum(s * w for s, w in zip(saved, costs.full, strict=True)) / sum(costs.full)
     return [
-        importance.sort(descending=True).values * (max(s, 1) / mean) ** COST_EXPONENT
+        importance.sort(descending=True).values * (max(s, 1) / mean) ** cost_exponent
         for importance, s in zip(importances, saved, strict=True)
     ]
 

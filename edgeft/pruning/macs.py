@@ -17,8 +17,21 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from edgeft.errors import ModelError
+
 Layer = _ConvNd | nn.Linear
 """The layers that cost MACs and whose channels can be cut."""
+
+FORWARD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a forward fails with on an input, or with widths, that it is not made for."""
 
 
 @contextmanager
@@ -39,10 +52,22 @@ def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
     Args:
         module: Any network; left in the modes that it was in.
         example: Input of shape (N, C, H, W), or whatever the network takes.
+
+    Raises:
+        ModelError: The network does not run on `example`; names the layer that fails.
     """
     positions: dict[str, int] = {}
     handles = []
+    entered: list[str] = []
     for name, layer in module.named_modules():
+
+        def enter(layer: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            entered.append(name)
+
+        def leave(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            entered.pop()
+
+        handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
         if isinstance(layer, Layer):
 
             def record(
@@ -59,6 +84,12 @@ def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
     try:
         with evaluation(module), torch.no_grad():
             module(example)
+    except FORWARD_ERRORS as error:
+        place = f" (layer {entered[-1]})" if entered and entered[-1] else ""
+        raise ModelError(
+            f"the network does not run on an input of shape {tuple(example.shape)}{place}: {error}",
+            "give it the input size and channels that it was made for",
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -10,27 +10,40 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDecision:
-    """The width of one group of coupled channels, before and after.
+    """The width of one group of coupled channels (or attention heads: `unit`), before and after.
 
-    `layers` are the convolutions and linear layers whose outputs the group is, by dotted name.
-    `limit` says why the group was not open to cutting; empty if it was.
+    `layers` are the convolutions and linear layers whose outputs the group is, by dotted name; `coupled_by`
+    says what ties them. `limit` says why the group was not open to cutting; empty if it was.
     """
 
     layers: tuple[str, ...]
     width_before: int
     width_after: int
     limit: str = ""
+    coupled_by: tuple[str, ...] = ()
+    unit: str = "channel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDecision:
+    """Outputs, inputs and MACs of one layer, each (before, after); a depthwise layer has 1 input per output."""
+
+    layer: str
+    outputs: tuple[int, int]
+    inputs: tuple[int, int]
+    macs: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningPlan:
-    """Cost before and after (MACs of one sample, parameters) and every group's decision."""
+    """Cost before and after (MACs of one sample, parameters), and what became of every group and every layer."""
 
     macs_before: int
     macs_after: int
     params_before: int
     params_after: int
     groups: tuple[GroupDecision, ...]
+    layers: tuple[LayerDecision, ...]
 
     @property
     def macs_share(self) -> float:
@@ -39,7 +52,15 @@ class PruningPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain dicts, lists and numbers, for the report."""
-        return {**asdict(self), "groups": [asdict(g) | {"layers": list(g.layers)} for g in self.groups]}
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with its tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from edgeft.errors import ModelError
+from edgeft.pruning.attention import Attention, find_attention, update_heads
 from edgeft.pruning.groups import ChannelGroup, is_depthwise
-from edgeft.pruning.macs import Layer
+from edgeft.pruning.macs import FORWARD_ERRORS, Layer
 
 _RESTORE_HINT = "build the network that was pruned, with the same number of classes"
 
@@ -46,6 +47,7 @@ def removals(groups: Sequence[ChannelGroup], removed: Sequence[Sequence[int]]) -
 
 def cut(module: nn.Module, losses: Mapping[str, Removal]) -> None:
     """Remove the channels of `losses` from `module`, in place."""
+    attentions = find_attention(module)
     for name, loss in losses.items():
         layer = module.get_submodule(name)
         for key, tensor in _tensors(layer).items():
@@ -56,6 +58,7 @@ def cut(module: nn.Module, losses: Mapping[str, Removal]) -> None:
                 kept = kept.index_select(axis, torch.tensor(index, device=kept.device))
             _replace(layer, key, kept)
         _read_widths(layer)
+    update_heads(module, attentions)
 
 
 def mask(module: nn.Module, losses: Mapping[str, Removal]) -> None:
@@ -69,7 +72,7 @@ def mask(module: nn.Module, losses: Mapping[str, Removal]) -> None:
 
 
 def check_cut(
-    original: nn.Module, pruned: nn.Module, losses: Mapping[str, Removal], shape: torch.Size
+    original: nn.Module, pruned: nn.Module, losses: Mapping[str, Removal], example: torch.Tensor
 ) -> None:
     """Raise unless `pruned` computes what `original` computes when nobody reads the removed channels.
 
@@ -80,7 +83,7 @@ def check_cut(
         original: The unpruned network.
         pruned: The network after `cut` with the same `losses`.
         losses: What every layer lost.
-        shape: Shape of an input.
+        example: An input.
 
     Raises:
         ModelError: The outputs differ or the pruned network cannot run.
@@ -88,16 +91,21 @@ def check_cut(
     masked = copy.deepcopy(original).double().cpu().eval()
     mask(masked, losses)
     double = copy.deepcopy(pruned).double().cpu().eval()
-    # Noise in float64: differences are then the graph's fault, not rounding's.
-    noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = _noise(example)
     hint = (
         "name the layers around that operation in `keep`, or leave the prune stage out for this architecture"
     )
     with torch.no_grad():
-        expected = masked(noise)
+        try:
+            expected = masked(noise)
+        except FORWARD_ERRORS as error:
+            raise ModelError(
+                f"this network does not run in float64, in which cuts are checked: {error}",
+                "make tensors that it creates in its code follow the type of its inputs",
+            ) from error
         try:
             got = double(noise)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except FORWARD_ERRORS as error:
             raise ModelError(f"this network cannot run with fewer channels: {error}", hint) from error
     if got.shape != expected.shape or not torch.allclose(
         got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()), equal_nan=True
@@ -107,6 +115,16 @@ def check_cut(
             "heads, a normalisation over channels): cutting channels that nothing reads changed its output",
             hint,
         )
+
+
+def _noise(example: torch.Tensor) -> torch.Tensor:
+    """Return an input like `example`: noise in float64, where a difference is no rounding, or other token ids."""
+    generator = torch.Generator().manual_seed(0)
+    if example.is_floating_point():
+        return torch.randn(example.shape, dtype=torch.float64, generator=generator)
+    noise = torch.randint(0, int(example.max()) + 1, example.shape, generator=generator).to(example.dtype)
+    noise[:, 0] = example[:, 0].cpu()  # a text of padding alone has no mean
+    return noise
 
 
 def restore(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -129,6 +147,7 @@ def restore(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
         if names:
             listed = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ModelError(f"the pruned state {words} {listed}", _RESTORE_HINT)
+    attentions = find_attention(module)
     resized: list[tuple[str, nn.Module]] = []
     for name, layer in module.named_modules():
         prefix = f"{name}." if name else ""
@@ -136,11 +155,14 @@ def restore(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
         if any(state[prefix + key].shape != tensor.shape for key, tensor in tensors.items()):
             _check_resize(name, layer, {key: tuple(state[prefix + key].shape) for key in tensors})
             resized.append((prefix, layer))
+    for attention in attentions:
+        _check_heads(attention, state)
     for prefix, layer in resized:
         for key, tensor in _tensors(layer).items():
             if prefix + key in own:
                 _replace(layer, key, tensor.new_empty(state[prefix + key].shape))
         _read_widths(layer)
+    update_heads(module, attentions)
     module.load_state_dict(state, strict=True)
     return module
 
@@ -211,5 +233,17 @@ def _check_resize(name: str, layer: nn.Module, wanted: Mapping[str, tuple[int, .
     if len(widths) > 1:
         raise ModelError(
             f"layer {name}: the pruned state's tensors disagree about its width: {sorted(widths)}",
+            _RESTORE_HINT,
+        )
+
+
+def _check_heads(attention: Attention, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ModelError` unless the state has the same number of whole heads in every projection."""
+    widths = {state[f"{layer}.weight"].shape[0] // attention.parts for layer in attention.inputs}
+    widths.add(state[f"{attention.output}.weight"].shape[1])
+    if len(widths) > 1 or min(widths) % attention.head_size:
+        raise ModelError(
+            f"attention {attention.name}: the pruned state has projections {sorted(widths)} wide, which are no whole "
+            f"heads of {attention.head_size} channels",
             _RESTORE_HINT,
         )

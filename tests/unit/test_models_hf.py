@@ -98,7 +98,7 @@ def test_the_fresh_head_is_told_and_seeded(classifier: Path, backbone: Path) -> 
         assert set(built.account.fresh) == {"network.classifier.weight", "network.classifier.bias"}
         weights = [b.module.network.classifier.weight for b in (built, again, other)]
         assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-        assert not built.prunable and built.trainable
+        assert built.prunable and built.trainable
     assert any("is a backbone: its head" in line for line in built.account.lines())
     with pytest.raises(ModelError, match="no trained head for 3 classes"):
         build(backbone, 3, keep_head=True)

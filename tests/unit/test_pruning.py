@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -194,8 +195,22 @@ def test_plan_becomes_plain_data() -> None:
     plan = prune(tangled()).plan
     data = plan.to_dict()
     assert data["macs_after"] == plan.macs_after
-    assert {"layers", "width_before", "width_after", "limit"} == data["groups"][0].keys()
-    assert data["groups"][0]["layers"] == ["stem", "depthwise", "back"]
+    first = data["groups"][0]
+    assert first.keys() == {"layers", "width_before", "width_after", "limit", "coupled_by", "unit"}
+    assert first["layers"] == ["stem", "depthwise", "back"]
+    assert first["coupled_by"] == ["add", "concatenation", "depthwise convolution"]
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_plan_tells_every_layer_s_width_and_macs() -> None:
+    pruned = prune(tangled(), macs=0.4)
+    layers = {layer.layer: layer for layer in pruned.plan.layers}
+    assert layers.keys() == {"stem", "depthwise", "back", "side", "join", "up", "head"}
+    assert layers["join"].outputs == (64, pruned.module.join.out_channels)
+    assert layers["join"].inputs == (72, pruned.module.join.in_channels)
+    assert layers["head"].outputs == (10, 10)
+    assert sum(layer.macs[1] for layer in layers.values()) == pruned.plan.macs_after
+    assert sum(layer.macs[0] for layer in layers.values()) == pruned.plan.macs_before
 
 
 def test_unreachable_budget_names_the_best() -> None:
@@ -215,9 +230,11 @@ def test_exported_graph_is_refused() -> None:
         prune(graph, torch.zeros(1, 3, 4, 4))
 
 
-def test_channel_shuffle_is_found_out() -> None:
-    with pytest.raises(ModelError, match="mixes channels"):
-        prune(Shuffled())
+def test_what_a_channel_shuffle_mixes_is_left_whole() -> None:
+    torch.manual_seed(0)
+    pruned = prune(Shuffled())
+    assert (pruned.module.first.out_channels, pruned.module.second.out_channels) == (32, 16)
+    assert pruned.plan.groups[0].limit == "channels are mixed after it"
 
 
 def test_unknown_kept_layer_is_refused() -> None:

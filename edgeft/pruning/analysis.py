@@ -1,0 +1,324 @@
+"""Look at a network once; decide, cost and cut as often as a search wants."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from edgeft.errors import BudgetError, EdgeftError, ModelError
+from edgeft.pruning.allocation import COST_EXPONENT, FLOOR_SHARE, allocate, allowed_widths, quantiles
+from edgeft.pruning.costs import CostModel, cost_model
+from edgeft.pruning.groups import ChannelGroup, find_groups
+from edgeft.pruning.importance import NO_SCALE, Criterion, has_scale, importances
+from edgeft.pruning.macs import count_macs, count_positions
+from edgeft.pruning.plan import GroupDecision, LayerDecision, PrunedModel, PruningPlan
+from edgeft.pruning.surgery import Removal, check_cut, cut, removals
+from edgeft.pruning.tracing import check_prunable
+
+Allocation = Literal["global", "uniform"]
+"""Cut where it costs the least importance, or the same share everywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Analysis:
+    """A network's groups of coupled channels, what they are worth, what they cost and how far they can be cut.
+
+    Entries of `groups`, `ladders` (the widths that a group may have, ascending) and `importances` (shape
+    (width,) each) belong together; so do those of all `widths` here.
+    """
+
+    module: nn.Module
+    example: torch.Tensor
+    groups: tuple[ChannelGroup, ...]
+    ladders: tuple[tuple[int, ...], ...]
+    importances: tuple[torch.Tensor, ...]
+    costs: CostModel
+    criterion: Criterion
+    channel_multiple: int
+    min_channels: int
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """Widths of the unpruned network."""
+        return self.costs.full
+
+    @property
+    def lowest(self) -> tuple[int, ...]:
+        """The narrowest widths that the limits allow."""
+        return tuple(ladder[0] for ladder in self.ladders)
+
+    @property
+    def full_macs(self) -> int:
+        """MACs of one sample in the unpruned network."""
+        return self.macs(self.full)
+
+    @property
+    def lowest_macs(self) -> int:
+        """MACs of one sample at `lowest`."""
+        return self.macs(self.lowest)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Why each group cannot be cut; empty for those that can."""
+        return tuple(
+            group.limit or ("" if len(ladder) > 1 else "too narrow")
+            for group, ladder in zip(self.groups, self.ladders, strict=True)
+        )
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """Layers whose outputs, or some of them, cannot be cut, by dotted name, and why."""
+        fused = [name for name, m in self.module.named_modules() if isinstance(m, nn.MultiheadAttention)]
+        followed = {layer for group in self.groups for layer in group.layers}
+        reasons = {cost.layer: "not followed" for cost in self.costs.layers if cost.layer not in followed}
+        for group, limit in zip(self.groups, self.limits, strict=True):
+            reasons.update({layer: limit for layer in group.layers if limit})
+        return reasons | dict.fromkeys(fused, "attention in one kernel")
+
+    def macs(self, widths: Sequence[int]) -> int:
+        """Return the MACs of one sample if group g is `widths[g]` wide."""
+        return self.costs.macs(widths)
+
+    def savings(self) -> tuple[int, ...]:
+        """Return for every group the MACs that are saved when it alone is cut to its lowest width."""
+        full = self.full_macs
+        return tuple(
+            full - self.macs([*self.full[:g], ladder[0], *self.full[g + 1 :]])
+            for g, ladder in enumerate(self.ladders)
+        )
+
+    def widths(self, *, macs: float, allocation: Allocation = "global") -> tuple[int, ...]:
+        """Return the widths that keep the most importance within a share of the MACs.
+
+        Args:
+            macs: Share of the MACs that may be left, above 0 and up to 1.
+            allocation: ``global`` cuts where it costs the least importance, ``uniform`` the same share of every
+                group that can be cut (the control).
+
+        Raises:
+            BudgetError: The budget is below what the limits allow; the message names the best reachable.
+            ValueError: A value is out of its range.
+        """
+        if not 0 < macs <= 1 or allocation not in get_args(Allocation):
+            raise ValueError(f"out of range: {macs=}, {allocation=}")
+        budget = math.floor(macs * self.full_macs)
+        if self.lowest_macs > budget:
+            raise BudgetError(*self._unreachable(macs))
+        if allocation == "uniform":
+            ranks = [quantiles(width) for width in self.full]
+            return allocate(ranks, self.ladders, self.costs, budget=budget, cost_exponent=0.0)
+        # Scores that compare groups by themselves are taken as they are.
+        exponent = 0.0 if self.criterion in ("bn-scale", "taylor") else COST_EXPONENT
+        return allocate(self.importances, self.ladders, self.costs, budget=budget, cost_exponent=exponent)
+
+    def apply(self, widths: Sequence[int]) -> PrunedModel:
+        """Return a copy of the network with group g `widths[g]` wide, its least important channels cut.
+
+        The result is checked: its MACs are counted again on the cut network, and it computes what the unpruned
+        one computes when nothing reads the removed channels.
+
+        Args:
+            widths: One of its ladder for every group.
+
+        Raises:
+            ModelError: The network does not survive the cut.
+            ValueError: A width is none of its group's ladder.
+        """
+        if len(widths) != len(self.groups) or any(
+            w not in ladder for w, ladder in zip(widths, self.ladders, strict=True)
+        ):
+            raise ValueError(f"one allowed width per group is needed (see `ladders`), got {tuple(widths)}")
+        pruned, losses = _cut(self, widths)
+        check_cut(self.module, pruned, losses, self.example)
+        counted = count_macs(pruned, self.example)
+        if counted != self.macs(widths):
+            raise EdgeftError(
+                f"the pruned network has {counted:,} MACs; planned were {self.macs(widths):,}",
+                "this is a defect of edgeft: please report the architecture",
+            )
+        return PrunedModel(module=pruned, plan=self.plan(widths, _parameters(pruned)))
+
+    def plan(self, widths: Sequence[int], params_after: int) -> PruningPlan:
+        """Return what cutting to `widths` does to every group and layer.
+
+        Args:
+            widths: Width of every group.
+            params_after: Parameters that are left then.
+        """
+        gone = self.costs.cut(widths)
+        uncut = self.costs.cut(self.full)
+        return PruningPlan(
+            macs_before=self.full_macs,
+            macs_after=self.macs(widths),
+            params_before=_parameters(self.module),
+            params_after=params_after,
+            groups=tuple(
+                GroupDecision(
+                    layers=group.layers,
+                    width_before=group.width,
+                    width_after=width,
+                    limit=limit,
+                    coupled_by=group.coupled_by,
+                    unit=group.unit,
+                )
+                for group, width, limit in zip(self.groups, widths, self.limits, strict=True)
+            ),
+            layers=tuple(
+                LayerDecision(
+                    layer=cost.layer,
+                    outputs=(cost.outputs, cost.widths(gone)[0]),
+                    inputs=(cost.inputs, cost.widths(gone)[1]),
+                    macs=(cost.macs(uncut), cost.macs(gone)),
+                )
+                for cost in self.costs.layers
+            ),
+        )
+
+    def _unreachable(self, macs: float) -> tuple[str, str]:
+        """Return message and hint of a budget below the lowest reachable."""
+        reasons = Counter(limit.partition(" after ")[0] for limit in self.limits)
+        opened = reasons.pop("", 0)
+        fixed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        best = self.lowest_macs / self.full_macs
+        if not opened:
+            message = f"a MACs budget of {macs:.3f} cannot be met: nothing of this network can be cut (1.000 is left)"
+        else:
+            message = (
+                f"a MACs budget of {macs:.3f} cannot be met: with every group of channels at its lowest allowed "
+                f"width {best:.3f} of the MACs are left"
+            )
+        return message, (
+            f"raise the budget; the limits are {FLOOR_SHARE:.0%} of each group, channel multiple "
+            f"{self.channel_multiple}, at least {self.min_channels} channels; {opened} of {len(self.groups)} groups "
+            f"can be cut" + (f" (not: {fixed})" if fixed else "")
+        )
+
+
+def analyse(
+    module: nn.Module,
+    example: torch.Tensor,
+    *,
+    criterion: Criterion = "magnitude",
+    channel_multiple: int,
+    min_channels: int,
+    keep: Collection[str] = (),
+    gradients: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    sensitivity: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Analysis:
+    """Find out what of `module` can be cut, what it is worth and what it costs.
+
+    Groups that the network's own code ties to a fixed shape, or that it mixes in a way that the dependency graph
+    does not follow, are left whole and carry a limit that says so: each is cut on trial.
+
+    Args:
+        module: Network from one tensor to one tensor; not changed.
+        example: One input with a batch of 1: images (1, C, H, W) or token ids (1, T).
+        criterion: How channels are judged, see `Criterion`.
+        channel_multiple: Every width that is cut becomes a multiple of this.
+        min_channels: A group of channels keeps at least this many; one that has no more is left alone.
+        keep: Dotted names of layers whose outputs are not cut.
+        gradients: For ``taylor``: per batch, the gradient of the loss by parameter name.
+        sensitivity: Lowest share of a layer's outputs that has to stay, by dotted name, each 0..1.
+        seed: Of ``random``.
+
+    Raises:
+        ModelError: The network does not run on `example`, its architecture cannot be pruned at all, `keep` or
+            `sensitivity` names no layer of it, or gradients are missing.
+        ValueError: A number is out of its range.
+    """
+    floors = dict(sensitivity or {})
+    if channel_multiple < 1 or min_channels < 1 or criterion not in get_args(Criterion):
+        raise ValueError(f"out of range: {channel_multiple=}, {min_channels=}, {criterion=}")
+    if any(not 0 <= share <= 1 for share in floors.values()):
+        raise ValueError(f"shares of `sensitivity` are between 0 and 1: {floors}")
+    check_prunable(module, {"keep": keep, "sensitivity": floors})
+    network = copy.deepcopy(module).eval()
+    layers = dict(network.named_modules())
+    positions = count_positions(network, example)
+    groups = find_groups(network, example, keep=keep)
+    if criterion == "bn-scale":
+        groups = tuple(g if g.limit or has_scale(g, layers) else replace(g, limit=NO_SCALE) for g in groups)
+    worths = importances(groups, layers, criterion, gradients=gradients, seed=seed)
+
+    def analysis(of: Sequence[ChannelGroup]) -> Analysis:
+        ladders = tuple(
+            allowed_widths(
+                group,
+                channel_multiple=channel_multiple,
+                min_channels=min_channels,
+                lowest_share=max((floors.get(layer, 0.0) for layer in group.layers), default=0.0),
+            )
+            for group in of
+        )
+        return Analysis(
+            module=network,
+            example=example,
+            groups=tuple(of),
+            ladders=ladders,
+            importances=worths,
+            costs=cost_model(of, layers, positions),
+            criterion=criterion,
+            channel_multiple=channel_multiple,
+            min_channels=min_channels,
+        )
+
+    first = analysis(groups)
+    impossible = _impossible(first)
+    if not impossible:
+        return first
+    limited = [replace(g, limit=impossible[i]) if i in impossible else g for i, g in enumerate(groups)]
+    second = analysis(limited)
+    _check_widths(second, second.lowest)
+    return second
+
+
+def _impossible(analysis: Analysis) -> dict[int, str]:
+    """Return the groups that do not survive a cut to their lowest width, by number, and why.
+
+    All are tried together first: for most networks that is all there is to do.
+    """
+    try:
+        _check_widths(analysis, analysis.lowest)
+    except ModelError:
+        pass
+    else:
+        return {}
+    found = {}
+    for number, ladder in enumerate(analysis.ladders):
+        if len(ladder) > 1:
+            try:
+                _check_widths(analysis, [*analysis.full[:number], ladder[0], *analysis.full[number + 1 :]])
+            except ModelError as error:
+                crashed = error.__cause__ is not None
+                found[number] = "tied to a fixed shape" if crashed else "channels are mixed after it"
+    return found
+
+
+def _check_widths(analysis: Analysis, widths: Sequence[int]) -> None:
+    """Raise `ModelError` unless the network survives a cut to `widths`."""
+    pruned, losses = _cut(analysis, widths)
+    check_cut(analysis.module, pruned, losses, analysis.example)
+
+
+def _cut(analysis: Analysis, widths: Sequence[int]) -> tuple[nn.Module, dict[str, Removal]]:
+    """Return a copy of the network without the least important channels, and what every layer lost."""
+    removed = [
+        scores.argsort(descending=True, stable=True)[width:].tolist()
+        for scores, width in zip(analysis.importances, widths, strict=True)
+    ]
+    losses = removals(analysis.groups, removed)
+    pruned = copy.deepcopy(analysis.module)
+    cut(pruned, losses)
+    return pruned, losses
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

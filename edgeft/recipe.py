@@ -13,6 +13,7 @@ from edgeft.schema import Strict
 from edgeft.types import ArtifactScheme
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0, strict=False)]
+Share = Annotated[float, Field(gt=0.0, le=1.0, strict=False)]
 Positive = Annotated[float, Field(gt=0.0, strict=False)]
 NonNegative = Annotated[float, Field(ge=0.0, strict=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -158,17 +159,76 @@ class Finetune(Distilled):
 
 
 class PruneBudget(Strict):
-    """What the pruned network may cost, as a share of the unpruned one."""
+    """What the pruned network may cost, as a share of the unpruned one: exactly one of these."""
 
-    macs: Fraction
+    latency: Share | None = None
+    """Of the unpruned network's latency at this recipe's scheme, measured on `prune.target` before any training."""
+    macs: Share | None = None
+    size: Share | None = None
+    """Of the unpruned network's exported file."""
+    ram: Share | None = None
+    """Of the activations that are alive at once in the unpruned network's file; of .tflite files only."""
+
+    @property
+    def kind(self) -> Literal["latency", "macs", "size", "ram"]:
+        """Which of them is given."""
+        return next(kind for kind in _BUDGETS if getattr(self, kind) is not None)
+
+    @property
+    def share(self) -> float:
+        """The given share."""
+        share: float = getattr(self, self.kind)
+        return share
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [kind for kind in _BUDGETS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"prune.budget is one of {', '.join(_BUDGETS)}; given: {', '.join(given) or 'nothing'}"
+            )
+        return self
+
+
+_BUDGETS: tuple[Literal["latency", "macs", "size", "ram"], ...] = ("latency", "macs", "size", "ram")
 
 
 class Prune(Distilled):
-    """Remove whole channels until the budget holds, then recover by distillation."""
+    """Remove whole channels until the budget holds, then recover by distillation.
+
+    Zeros scattered over the weights, also two in every four, are not on offer: the dense int8 kernels of ONNX Runtime,
+    OpenVINO and LiteRT multiply by them as by any other number, so that a file would be no faster.
+    """
 
     budget: PruneBudget = PruneBudget(macs=0.6)
-    importance: Literal["magnitude"] = "magnitude"
+    target: str | None = None
+    """Whose runtime a latency, size or ram budget is found out on: one of `targets`, by default the first."""
+    criterion: Literal["magnitude", "l1", "l2", "bn-scale", "taylor", "random"] = "magnitude"
+    """How channels are judged: by the magnitudes of all that they run through, the norm of their filters alone, their
+    batch norm's scale, what the loss would change by (on training samples), or by chance, as the control."""
+    allocation: Literal["global", "uniform"] = "global"
+    """Where is cut: where channels matter least in the whole network, or the same share everywhere."""
+    keep: list[str] = []
+    """Layers whose outputs are not cut, by dotted name; ``*`` matches any part of a name."""
+    floor: dict[str, Share] = {}
+    """Least share of its outputs that a layer keeps, by dotted name; ``*`` matches any part of a name, and the largest
+    share counts. A quarter stays in any case."""
+    steps: Count = 1
+    """1 cuts everything at once. More cut little by little, each judging the channels anew, with a recovery of
+    `recovery_epochs` after each step but the last, which has `epochs`."""
+    recovery_epochs: Count = 1
+    rewrite: Literal["none", "edge-lite"] = "none"
+    """edge-lite: before pruning, hardswish and SiLU become ReLU6, and squeeze-and-excite is dropped, which int8 kernels
+    are slow at."""
     learning_rate: Positive = 5e-4
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.budget.share == 1.0 and self.rewrite == "none":
+            raise ValueError(
+                f'prune.budget.{self.budget.kind} = 1.0 cuts nothing: leave [prune] out, or set rewrite = "edge-lite"'
+            )
+        return self
 
 
 class Quantize(Distilled):
@@ -282,11 +342,16 @@ class Gate(Strict):
     """Limits of the verdict."""
 
     accuracy_margin: Fraction | None = None
-    """Largest acceptable accuracy drop; by default the smallest that the test set's size can certify."""
+    """Largest acceptable accuracy drop; by default, against a run's own float model, the smallest that the test set's
+    size can certify, and 0.01 against a baseline."""
     min_coverage: Annotated[float, Field(ge=0.0, le=1.0, strict=False)] = 0.99
     """Least share of MAC ops in int8 (schemes other than int8 are not checked)."""
     max_size_ratio: Positive = 1.0
     """Largest file size relative to the float file of the same format."""
+    latency_ratio: Positive = 1.05
+    """Largest p50 latency relative to the baseline's (`edgeft gate`)."""
+    size_ratio: Positive = 1.05
+    """Largest file size, MACs, arena and flash relative to the baseline's (`edgeft gate`)."""
 
 
 class Evaluate(Strict):
@@ -331,6 +396,10 @@ class Recipe(Strict):
     def _consistent(self) -> Self:
         if len(set(self.targets)) != len(self.targets):
             raise ValueError("targets: every target may be named once")
+        if self.prune and self.prune.target is not None and self.prune.target not in self.targets:
+            raise ValueError(
+                f"prune.target = {self.prune.target!r} is none of the recipe's targets: {', '.join(self.targets)}"
+            )
         if self.task.val_fraction + self.task.test_fraction >= 0.9:
             raise ValueError(
                 "task.val_fraction + task.test_fraction must leave at least a tenth for training"

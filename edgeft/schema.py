@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,8 +99,12 @@ def dump(model: Strict) -> str:
             lines.append(f"{key} = {_value(value)}")
     for key, value in data.items():
         if isinstance(value, dict):
-            lines += ["", f"[{key}]"] + [f"{k} = {_value(v)}" for k, v in value.items()]
+            lines += ["", f"[{key}]"] + [f"{_key(k)} = {_value(v)}" for k, v in value.items()]
     return "\n".join(lines) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def _value(value: Any) -> str:
@@ -113,6 +118,6 @@ def _value(value: Any) -> str:
         case dict() if not value:
             return "{}"
         case dict():
-            return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
+            return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
         case _:
             return repr(value)

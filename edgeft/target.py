@@ -21,6 +21,9 @@ class Runtime(Strict):
     name: Literal["onnxruntime", "openvino", "litert"]
     requires: list[str]
     """Importable modules that export and measurement need."""
+    host: str = ""
+    """Where it is measured: ``[user@]board[:port]`` (SSH) or ``adb:SERIAL``, each with the path of its Python after it
+    where that is not on the PATH; empty for this machine."""
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
     options: dict[str, str] = {}
@@ -157,3 +160,18 @@ def common_prune_limits(profiles: Sequence[TargetProfile]) -> PruneLimits:
         channel_multiple=math.lcm(*(p.prune.channel_multiple for p in profiles)),
         min_channels=max(p.prune.min_channels for p in profiles),
     )
+
+
+def require_budget(profile: TargetProfile, kind: str) -> None:
+    """Raise `ConfigError` unless a target can tell what a network costs in terms of a pruning budget's kind."""
+    if kind == "latency" and profile.evidence not in ("measured", "hardware"):
+        raise ConfigError(
+            f"prune.budget.latency: target {profile.id} is {profile.evidence}, its time cannot be measured",
+            "name a target that runs here in prune.target, or give the budget as macs or size",
+        )
+    if kind == "ram" and profile.export.format != "tflite":
+        raise ConfigError(
+            f"prune.budget.ram: the memory of activations is read from .tflite files, and target {profile.id} takes "
+            f"{profile.export.format} files, whose runtime fuses operations as it likes",
+            "name a target of litert in prune.target, or give the budget as latency, macs or size",
+        )

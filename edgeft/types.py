@@ -156,7 +156,8 @@ def example_inputs(preprocessing: Preprocessing, batch: int = 1) -> torch.Tensor
     return torch.zeros(shape)
 
 
-ArtifactScheme = Literal["float32", "float16", "int8", "int8-weights", "int8-dynamic"]
+ArtifactScheme = Literal["float32", "float16", "int8", "int8-weights", "int8-dynamic", "unknown"]
+"""How a file holds its numbers; ``unknown`` is a file that edgeft did not make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,19 +236,27 @@ class QuantCoverage:
         return self.int8_mac_ops / self.mac_ops if self.mac_ops else 1.0
 
 
+TensorDtype = Literal[
+    "float32", "int32", "int8", "uint8",
+    "float16", "float64", "int16", "int64", "uint16", "uint32", "uint64", "bool",
+]  # fmt: skip
+"""Of an input or output; edgeft's own files have one of the first four."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """An input or output of an exported file.
 
-    `layout` is ``nchw``, ``nhwc``, or ``nk`` for anything with two dimensions. ``int32`` holds token ids; another
-    integer tensor carries the scale and zero point that turn real values into it:
-    q = round(x / scale) + zero_point, clipped to the dtype.
+    `layout` is ``nchw``, ``nhwc``, or ``nk`` for anything with two dimensions: what is fed is (N, C, H, W) or
+    (N, K). With ``native`` (files that edgeft did not make) it is the tensor as the file wants it. ``int32`` holds
+    token ids; another integer tensor carries the scale and zero point that turn real values into it:
+    q = round(x / scale) + zero_point, clipped to the dtype. In the shape of an output, -1 is a free dimension.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "int32", "int8", "uint8"]
-    layout: Literal["nchw", "nhwc", "nk"]
+    dtype: TensorDtype
+    layout: Literal["nchw", "nhwc", "nk", "native"]
     scale: float = 0.0
     zero_point: int = 0
 
@@ -347,6 +356,29 @@ class LatencyResult:
     def p50_ms(self) -> float:
         """Median steady latency in ms."""
         return self.percentile(50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputResult:
+    """Inferences per second of one file with several streams at a time, from fresh worker processes.
+
+    `runs`, `seconds` and `samples_ms` have one entry per process; the latter holds the latencies of all streams.
+    """
+
+    label: str
+    evidence: Evidence
+    threads: int
+    """Of each stream."""
+    streams: int
+    runs: tuple[int, ...]
+    seconds: tuple[float, ...]
+    samples_ms: tuple[tuple[float, ...], ...]
+    peak_rss_bytes: int
+
+    @property
+    def per_second(self) -> tuple[float, ...]:
+        """Inferences per second of every process."""
+        return tuple(runs / seconds for runs, seconds in zip(self.runs, self.seconds, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

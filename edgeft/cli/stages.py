@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from edgeft.cli import console
+from edgeft.cli import console, prune_plan
 from edgeft.cli.run import (
     DeviceOption,
     ExplainOption,
@@ -28,6 +28,11 @@ SensitivityOption = Annotated[
         "--sensitivity",
         help="Instead of quantizing, measure what quantizing each layer alone does to the outputs.",
     ),
+]
+
+PlanOption = Annotated[
+    bool,
+    typer.Option("--explain", help="Instead of pruning, say what would be cut, and by what it is decided."),
 ]
 
 
@@ -82,9 +87,39 @@ def quantize(
     return ExitCode.OK
 
 
-VERBS: Final = {
+def prune(
+    recipe: RecipeFile,
+    workspace: WorkspaceOption = None,
+    device: DeviceOption = "cpu",
+    explain: PlanOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Run RECIPE up to the pruned and recovered float model.
+
+    With --explain up to the fine-tuned model; then say which channels are coupled and why, what they cost, how
+    sensitive they are, and what would be cut. prune-plan.json in the workspace holds all of it.
+    """
+    loaded = load(recipe, until="prune")
+    if not explain:
+        how = How(workspace=workspace, until="prune", device=device, explain=False, as_json=as_json)
+        return start(loaded, recipe.parent, how)
+    folder = workspace or Path("runs") / loaded.name
+    with console.StageLog(console.make(to_stderr=as_json)) as log:
+        from edgeft import pipeline
+
+        plan = pipeline.plan_pruning(
+            loaded, base=recipe.parent, workspace=folder, device=device, progress=log
+        )
+    if as_json:
+        print(json.dumps({"workspace": str(folder), "plan": plan}, indent=2))
+    else:
+        prune_plan.show(plan, folder)
+    return ExitCode.OK
+
+
+VERBS: Final[dict[str, Callable[..., int]]] = {
     "finetune": _up_to("finetune", "Run RECIPE up to the fine-tuned float model."),
-    "prune": _up_to("prune", "Run RECIPE up to the pruned and recovered float model."),
+    "prune": prune,
     "quantize": quantize,
     "export": _up_to("export", "Run RECIPE up to the exported and checked files of every target."),
 }

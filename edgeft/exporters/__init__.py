@@ -7,8 +7,11 @@ import importlib
 from pathlib import Path
 
 from edgeft.errors import ConfigError, ExportError
+from edgeft.exporters.activation_memory import activation_bytes
 from edgeft.target import TargetProfile
 from edgeft.types import ArtifactScheme, ExportedArtifact, Format, QuantModel
+
+__all__ = ["activation_bytes", "export", "require_scheme", "warm_up"]
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
 _STATIC: tuple[ArtifactScheme, ...] = ("float32", "float16", "int8", "int8-weights")

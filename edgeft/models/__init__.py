@@ -2,6 +2,7 @@
 
 from edgeft.models.account import BuiltModel, LoadAccount
 from edgeft.models.building import build, check_input
+from edgeft.models.edge_lite import EdgeLite, edge_lite_sites, to_edge_lite
 from edgeft.models.inputs import example_input
 from edgeft.models.sources import default_preprocessing, files
 from edgeft.models.surgery import (
@@ -17,6 +18,7 @@ from edgeft.models.surgery import (
 __all__ = [
     "Block",
     "BuiltModel",
+    "EdgeLite",
     "LoadAccount",
     "adapt_input_channels",
     "blocks",
@@ -24,9 +26,11 @@ __all__ = [
     "check_input",
     "cut_after",
     "default_preprocessing",
+    "edge_lite_sites",
     "example_input",
     "files",
     "find_head",
     "freeze_to",
     "replace_head",
+    "to_edge_lite",
 ]

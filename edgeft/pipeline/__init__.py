@@ -8,19 +8,22 @@
 - `steps`: the stages themselves,
 - `evaluation`: what is measured for a target,
 - `conclusion`: packages and report,
-- `sensitivity`: the table of how sensitive layers are,
+- `budgets`: what the pruned network may cost, and whether it does,
+- `sensitivity`: the table of how sensitive layers are to quantization,
+- `pruning_plans`: what pruning would do,
 - `processes`: what the others do where torchrun started several.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeft import gating, records
-from edgeft.pipeline import conclusion, explanation, preflight, processes
+from edgeft.pipeline import budgets, conclusion, explanation, preflight, processes, pruning_plans
 from edgeft.pipeline import sensitivity as sensitivity_tables
 from edgeft.pipeline.inputs import RunInputs, quantize_stage
 from edgeft.pipeline.preflight import Finding
@@ -31,7 +34,17 @@ from edgeft.recipe import Recipe
 from edgeft.types import TargetResult, Verdict
 from edgeft.workspace import Workspace
 
-__all__ = ["STAGES", "Finding", "RunProgress", "RunSummary", "check", "explain", "measure_sensitivity", "run"]
+__all__ = [
+    "STAGES",
+    "Finding",
+    "RunProgress",
+    "RunSummary",
+    "check",
+    "explain",
+    "measure_sensitivity",
+    "plan_pruning",
+    "run",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,18 +147,59 @@ def measure_sensitivity(
     Raises:
         EdgeftError: As `run`.
     """
-    base = base or Path()
-    progress = progress or SilentProgress()
     last = "finetune" if recipe.prune is None else "prune"
-    done = run(recipe, base=base, workspace=workspace, until=last, device=device, progress=progress)
-    with Workspace.open(done.workspace, note=progress.note) as opened:
-        walk = Walk(opened, SilentProgress())  # everything is there: these steps only find it
-        inputs = RunInputs(recipe, base, walk.folders, device=device)
-        for name, step in STEPS.items():
-            step(inputs, walk)
-            if name == last:
-                break
+    base, progress = base or Path(), progress or SilentProgress()
+    folder = run(
+        recipe, base=base, workspace=workspace, until=last, device=device, progress=progress
+    ).workspace
+    with Workspace.open(folder, note=progress.note) as opened:
+        inputs, walk = _finished(recipe, base, opened, last, device)
         return sensitivity_tables.measure(inputs, walk, progress)
+
+
+def plan_pruning(
+    recipe: Recipe,
+    *,
+    base: Path | None = None,
+    workspace: Path | None = None,
+    device: str = "cpu",
+    progress: RunProgress | None = None,
+) -> dict[str, Any]:
+    """Run a recipe up to its fine-tuned network, and find out what its prune section would do to that.
+
+    Args:
+        recipe: As in `run`.
+        base: As in `run`.
+        workspace: As in `run`.
+        device: As in `run`.
+        progress: As in `run`.
+
+    Returns:
+        The plan, as prune-plan.json in the workspace holds it.
+
+    Raises:
+        EdgeftError: As `run`.
+    """
+    base, progress = base or Path(), progress or SilentProgress()
+    folder = run(
+        recipe, base=base, workspace=workspace, until="finetune", device=device, progress=progress
+    ).workspace
+    with Workspace.open(folder, note=progress.note) as opened:
+        inputs, walk = _finished(recipe, base, opened, "finetune", device)
+        return pruning_plans.explain(inputs, walk, progress)
+
+
+def _finished(
+    recipe: Recipe, base: Path, opened: Workspace, last: str, device: str
+) -> tuple[RunInputs, Walk]:
+    """Return inputs and walk of a workspace in which everything up to a stage is finished."""
+    walk = Walk(opened, SilentProgress())
+    inputs = RunInputs(recipe, base, walk.folders, device=device)
+    for name, step in STEPS.items():
+        step(inputs, walk)
+        if name == last:
+            break
+    return inputs, walk
 
 
 def _conclude(inputs: RunInputs, walk: Walk) -> RunSummary:
@@ -176,5 +230,7 @@ def _conclude(inputs: RunInputs, walk: Walk) -> RunSummary:
     verdict = gating.judge(
         results, inputs.recipe.gate, reference="the float fine-tuned model", float_layers=in_float
     )
+    offers = budgets.offers(inputs.recipe, facts.results("finetune"), results)
+    verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *offers))
     report = conclusion.write_report(facts, results, verdict)
     return RunSummary(workspace=root, report=report, verdict=verdict)

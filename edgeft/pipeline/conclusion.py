@@ -81,7 +81,8 @@ def write_packages(facts: Facts, results: Sequence[TargetResult], *, progress: P
                 recipe_hash=facts.recipe_hash,
                 data_fingerprint=facts.data["fingerprint"],
                 versions={"edgeft": edgeft.__version__, **extras.versions(*_VERSIONS)},
-                host=measure.host_fingerprint(),
+                host=result.latency.runtime.details.get("host") or measure.host_fingerprint(),
+                origin=_origin(facts),
             )
         package.verify(written).require()
     current = {profile.id for profile in facts.profiles}  # a recipe may name a target by the path of its file
@@ -100,7 +101,11 @@ def write_report(facts: Facts, results: Sequence[TargetResult], verdict: Verdict
         name=facts.recipe.name,
         recipe=facts.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
         recipe_hash=facts.recipe_hash,
-        data={"source": facts.recipe.task.data, **facts.data},
+        data={
+            "source": facts.recipe.task.data,
+            **facts.data,
+            "preprocessing": facts.preprocessing.to_dict(),
+        },
         model={
             "source": facts.recipe.model.source,
             "weights": facts.recipe.model.weights or "",
@@ -125,6 +130,29 @@ def write_report(facts: Facts, results: Sequence[TargetResult], verdict: Verdict
     reporting.write_json(report, facts.workspace / "report.json")
     reporting.write_html(report, facts.workspace / "report.html")
     return report
+
+
+def _origin(facts: Facts) -> package.Origin:
+    """Return what the model card says of the way that the model came about."""
+    recipe, steps, notes = facts.recipe, [], []
+    if recipe.finetune:
+        steps.append(f"trained by {recipe.finetune.method!r}")
+    if plan := facts.results("prune").get("results", {}).get("plan"):
+        steps.append(f"pruned: {plan['macs_after']:,} of {plan['macs_before']:,} multiply-accumulates remain")
+    if recipe.quantize:
+        steps.append(f"quantized to {recipe.quantize.scheme} by {recipe.quantize.method!r}")
+    if skipped := facts.data["skipped"]:
+        notes.append(f"{len(skipped)} samples could not be read and were left out.")
+    if leaks := facts.data["leaks"]:
+        notes.append(f"{len(leaks)} test samples are also among the training or validation samples.")
+    return package.Origin(
+        name=recipe.name,
+        model=recipe.model.source,
+        data=recipe.task.data,
+        counts=facts.data["counts"],
+        steps=steps,
+        notes=notes,
+    )
 
 
 def _stage_records(facts: Facts) -> list[StepRecord]:

@@ -299,5 +299,8 @@ class RunInputs:
             preprocessing=self.preprocessing,
             fresh=True,
         )
-        module = pruning.restore(built.module, load_file(self.folders[stage] / "model.safetensors"))
+        network = built.module
+        if stage == "prune" and self.recipe.prune and self.recipe.prune.rewrite == "edge-lite":
+            network = models.to_edge_lite(network).module
+        module = pruning.restore(network, load_file(self.folders[stage] / "model.safetensors"))
         return FloatModel(module=module.eval(), preprocessing=self.preprocessing, labels=classes)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from edgeft import calibration, data, exporters, gating, models, target
 from edgeft.errors import ConfigError, DataError, EdgeftError, ModelError
-from edgeft.measure import check_isa_floor, statistics, user_metric
+from edgeft.measure import check_host, check_isa_floor, noninferiority, user_metric
 from edgeft.preprocessing import ImagePreprocessing, Preprocessing
 from edgeft.recipe import Recipe
 from edgeft.target import TargetProfile
@@ -68,6 +68,7 @@ def _guarded(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
 def _target(name: str, base: Path, recipe: Recipe) -> Iterator[Finding]:
     profile = target.load(name, base)
     target.require_packages(profile)
+    check_host(profile)
     scheme = recipe.quantize.artifact_scheme if recipe.quantize else "float32"
     exporters.require_scheme(profile, scheme)
     if scheme in ("int8", "int8-dynamic"):  # it is the integer kernels that saturate
@@ -77,6 +78,8 @@ def _target(name: str, base: Path, recipe: Recipe) -> Iterator[Finding]:
             f"quantize.float_layers = {recipe.quantize.float_layers}: {profile.id} runs integer ops only",
             "leave float_layers out, or the target",
         )
+    if recipe.prune and name == (recipe.prune.target or recipe.targets[0]):
+        target.require_budget(profile, recipe.prune.budget.kind)
     yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
 
 
@@ -126,6 +129,10 @@ def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:
         raise ModelError(
             f"[prune]: {recipe.model.source} cannot be pruned: {built.not_prunable}", "leave [prune] out"
         )
+    if recipe.prune:
+        from edgeft import stages
+
+        stages.check_pruning(built.module, recipe.prune)
     if built.head:
         yield Finding(level="ok", topic="model", text=f"head {built.head!r} for {classes} classes")
     for line in built.account.lines():
@@ -173,12 +180,12 @@ def _calibration(recipe: Recipe, base: Path, available: int) -> Iterator[Finding
 
 def _gate(recipe: Recipe, samples: int) -> Iterator[Finding]:
     margin = gating.accuracy_margin(recipe.gate, samples)
-    certifiable = statistics.certifiable_margin(samples)
+    certifiable = noninferiority.certifiable_margin(samples)
     text = (
         f"{samples} test samples certify a drop of {certifiable:.1%} (at 2 % discordant pairs, 4 times in 5)"
     )
     if certifiable > margin:
-        needed = statistics.samples_needed(margin)
+        needed = noninferiority.samples_needed(margin, comparisons=len(recipe.targets))
         yield Finding(
             level="warning",
             topic="gate",

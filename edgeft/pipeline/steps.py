@@ -10,7 +10,7 @@ import numpy as np
 
 import edgeft
 from edgeft import calibration, data, extras, measure, records, target
-from edgeft.pipeline import evaluation, processes
+from edgeft.pipeline import budgets, evaluation, processes
 from edgeft.pipeline.inputs import PREPROCESSING, RunInputs, quantize_stage
 from edgeft.pipeline.walk import CHECKPOINT, Outcome, Walk, write_json
 from edgeft.types import FloatModel, StepRecord, example_inputs
@@ -73,7 +73,7 @@ def finetune(run: RunInputs, walk: Walk) -> None:
     }
 
     def work(folder: Path) -> Outcome:
-        from edgeft import pruning
+        from edgeft import models, pruning
 
         processes.call(walk.workspace.path, walk.folders["data"], folder / CHECKPOINT)
         run.finetuned, account = run.finetune_with(folder / CHECKPOINT)
@@ -83,6 +83,7 @@ def finetune(run: RunInputs, walk: Walk) -> None:
             folder,
             tensors_loaded=len(account.loaded),
             tensors_fresh=len(account.fresh),
+            edge_lite_sites=sum(map(len, models.edge_lite_sites(tuned.module))),
             macs=pruning.count_macs(tuned.module, _example(tuned)),
         )
         return results, f"validation accuracy {tuned.history[-1].results['val_accuracy']:.2%}"
@@ -91,7 +92,7 @@ def finetune(run: RunInputs, walk: Walk) -> None:
 
 
 def prune(run: RunInputs, walk: Walk) -> None:
-    """Cut channels to the budget and recover; leaves model.safetensors."""
+    """Cut channels to the budget and recover; leaves model.safetensors, and what a search for the budget found."""
     config = run.recipe.prune
     if config is None:
         return
@@ -101,6 +102,7 @@ def prune(run: RunInputs, walk: Walk) -> None:
         "limits": limits.model_dump(mode="json"),
         "upstream": walk.keys["finetune"],
         "versions": _versions("torch_pruning"),
+        **budgets.facts(run),
     }
 
     def work(folder: Path) -> Outcome:
@@ -112,16 +114,16 @@ def prune(run: RunInputs, walk: Walk) -> None:
             run.plain_batches(run.splits.val),
             config,
             limits=limits,
+            profile=budgets.profile(run),
+            quantize=budgets.scheme(run),
+            timing=run.recipe.measure,
             seed=run.recipe.seed,
             checkpoint=folder / CHECKPOINT,
             progress=walk.tell,
         )
-        results = run.pruned.history[-1].results
-        plan = results["plan"]
-        return _save(run.pruned, folder), (
-            f"{plan['macs_after'] / plan['macs_before']:.0%} of the MACs, "
-            f"validation accuracy {results['val_accuracy']:.2%}"
-        )
+        for between in folder.glob("step-*.safetensors"):
+            between.unlink()
+        return _save(run.pruned, folder), budgets.summary(run.pruned.history[-1].results)
 
     walk.ensure("prune", inputs, work)
 
@@ -224,7 +226,7 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
             "metrics": [[metric.name, metric.sha256] for metric in run.user_metrics],
             "gallery": profile is run.profiles[0],
             "upstream": walk.keys[f"export-{profile.id}"],
-            "host": measure.host_fingerprint(),
+            "host": measure.host_fingerprint(profile.runtime.host),
         }
 
         def work(folder: Path, profile: target.TargetProfile = profile) -> Outcome:
@@ -251,7 +253,8 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
             )
             result = measured.result
             write_json(folder / "measured.json", records.encode(result, walk.workspace.path))
-            return {"lsb": run.lsb(profile)}, (
+            against = budgets.against_unpruned(run, profile, progress=walk.tell)
+            return {"lsb": run.lsb(profile), **against}, (
                 f"accuracy {result.accuracy.accuracy:.2%} (float {result.baseline_accuracy.accuracy:.2%}), "
                 f"latency x{result.ratio.ratio:.2f}, agreement {result.parity.agreement:.2%}"
             )

@@ -1,13 +1,13 @@
 """Turn the records of a run into the report document, ``edgeft-report`` version 1.
 
-Top-level keys: ``schema version name created recipe recipe_hash data model samples stages finetune quantize targets
-verdict host versions notes``. The test samples' identities and labels are stored once, in ``samples``; every accuracy
-then holds its predictions in that order, which is all that a later paired comparison needs. Times are in ms,
+Top-level keys: ``schema version name created recipe recipe_hash data model samples stages finetune prune quantize
+targets verdict host versions notes``. The test samples' identities and labels are stored once, in ``samples``; every
+accuracy then holds its predictions in that order, which is all that a later paired comparison needs. Times are in ms,
 sizes in bytes, accuracies and shares in 0..1. A number that is not finite is stored as null: JSON has none.
 
 The version counts changes that a reader must know of. Keys that came later within version 1, and that a reader
-takes for null where they are absent: ``finetune``, ``quantize`` (one record per quantize stage), and of a target
-``metrics baseline_metrics user_metrics baseline_user_metrics gallery`` (`types.ClassificationMetrics` and
+takes for null where they are absent: ``finetune``, ``prune``, ``quantize`` (one record per quantize stage), and of a
+target ``metrics baseline_metrics user_metrics baseline_user_metrics gallery`` (`types.ClassificationMetrics` and
 `types.Gallery`, field by field).
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from edgeft.errors import VerificationError
 from edgeft.measure import statistics
+from edgeft.reporting import pruning
 from edgeft.target import TargetProfile
 from edgeft.types import AccuracyResult, ExportedArtifact, LatencyResult, StepRecord, TargetResult, Verdict
 
@@ -94,6 +95,7 @@ def build(
         "samples": _samples(targets),
         "stages": [plain(stage) for stage in stages],
         "finetune": _finetune(stages),
+        "prune": plain(pruning.record(stages)),
         "quantize": [plain(_quantize(stage)) for stage in stages if stage.name.startswith("quantize")],
         "targets": [_target(result, profiles[result.target]) for result in targets],
         "verdict": plain(verdict),

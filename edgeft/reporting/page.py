@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeft.reporting import plots, quality, quantization, rows
+from edgeft.reporting import plots, pruning, quality, quantization, rows
 from edgeft.reporting.storage import write_text
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -47,6 +47,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> Path:
         quality=quality.sections(report),
         example=_EXAMPLES.get(report["recipe"].get("task", {}).get("kind"), _PICTURE),
         finetune=_finetune(report.get("finetune")),
+        pruning=pruning.section(report),
         quantizations=quantization.sections(report),
         curves={index: list(_curves(stage["results"])) for index, stage in enumerate(report["stages"])},
     )

@@ -1,4 +1,4 @@
-"""The stages on exported files: write them, time them; and what their numbers are compared with."""
+"""The stage that writes exported files, and what their numbers are compared with."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeft import exporters, measure, quantization, target
+from edgeft import exporters, quantization, target
 from edgeft.target import TargetProfile
 from edgeft.types import (
     ExportedArtifact,
     FloatArray,
     FloatModel,
     InputArray,
-    LatencyResult,
-    Progress,
     QuantModel,
-    silent,
 )
 
 
@@ -44,38 +41,6 @@ def export(
     if program.scheme == "int8":
         program = quantization.fuse(program, profile.precision.fused)
     return exporters.export(program, profile, folder, name=name)
-
-
-def benchmark(
-    artifact: ExportedArtifact,
-    profile: TargetProfile | str,
-    inputs: InputArray,
-    *,
-    rounds: int = 6,
-    min_runs: int = 30,
-    min_seconds: float = 0.3,
-    progress: Progress = silent,
-) -> LatencyResult:
-    """Time an exported file on its target in fresh processes.
-
-    Args:
-        artifact: What `export` returned.
-        profile: A target profile, or the name or path of one.
-        inputs: Real model inputs (N, ...); each run takes the next one.
-        rounds: Fresh processes.
-        min_runs: Least number of steady runs of each.
-        min_seconds: Least steady time of each.
-        progress: Told how far it is.
-
-    Raises:
-        MeasurementError: A worker died or the runtime refused the file.
-    """
-    profile = target.load(profile) if isinstance(profile, str) else profile
-    variant = measure.Variant(label=profile.id, artifact=artifact, profile=profile)
-    (result,) = measure.latencies(
-        [variant], inputs, rounds=rounds, min_runs=min_runs, min_seconds=min_seconds, progress=progress
-    )
-    return result
 
 
 def predict_program(program: torch.nn.Module, inputs: InputArray, *, batch_size: int = 32) -> FloatArray:

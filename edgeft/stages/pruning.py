@@ -1,18 +1,35 @@
-"""The prune stage: cut channels to a budget and recover the accuracy."""
+"""The prune stage: rewrite what int8 is slow at, cut channels to a budget, and recover the accuracy."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from edgeft import pruning, training
-from edgeft.recipe import Prune
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from edgeft import models, pruning, target, training
+from edgeft.errors import ConfigError
+from edgeft.pruning import Analysis, PrunedModel
+from edgeft.pruning.search import Widths
+from edgeft.recipe import Measure, Prune, Quantize
+from edgeft.stages import weighing
+from edgeft.stages.budgeting import Device, choose
+from edgeft.stages.candidates import few_inputs
 from edgeft.stages.common import accuracy, advanced, curve_results, parse_config, step_record
-from edgeft.target import PruneLimits
+from edgeft.target import PruneLimits, TargetProfile
 from edgeft.training import Batches
-from edgeft.types import FloatModel, Progress, example_inputs, silent
+from edgeft.types import EpochRecord, FloatModel, Progress, silent
+
+INPUTS = 8
+"""Real inputs that candidates are calibrated on and timed with."""
+_GATE_BATCHES, _NORM_BATCHES = 8, 32
+"""Training batches for the means of squeeze-and-excite gates, and for batch norms after a rewrite."""
 
 
 def prune(
@@ -22,6 +39,9 @@ def prune(
     config: Prune | None = None,
     *,
     limits: PruneLimits | None = None,
+    profile: TargetProfile | None = None,
+    quantize: Quantize | None = None,
+    timing: Measure | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress = silent,
@@ -29,49 +49,195 @@ def prune(
 ) -> FloatModel:
     """Cut whole channels until the budget holds, then recover by distillation from the unpruned network.
 
+    A budget of latency, size or memory is met by trying: candidates are exported, and timed in turns with the
+    unpruned network, before anything is trained.
+
     Args:
         model: Trained float network.
         train: As in `finetune`.
         val: As in `finetune`.
-        config: Settings; or keywords (`budget={"macs": 0.5}`).
-        limits: Channel multiple and minimum of the targets; 8 and 8 by default.
+        config: Settings; or keywords (`budget={"latency": 0.5}, target="cpu-onnxruntime"`).
+        limits: Channel multiple and minimum of the targets; those of `profile`, or 8 and 8, by default.
+        profile: The target that a budget of latency, size or memory is found out on; by default the one that
+            ``config.target`` names.
+        quantize: Scheme of the files that are tried; int8 by default.
+        timing: Rounds and stop rule of the clock.
         seed: As in `finetune`.
-        checkpoint: As in `finetune`.
+        checkpoint: As in `finetune`. Beside it lie a search's results, the unpruned network's file on the target, and
+            the networks between the steps of an iterative schedule.
         progress: As in `finetune`.
         **settings: Fields of `recipe.Prune`.
 
     Raises:
         BudgetError: The budget is out of reach; the message names the best that is.
-        ModelError: The architecture cannot be pruned.
-        ConfigError: A setting is unknown or out of range.
+        ModelError: The architecture cannot be pruned or rewritten.
+        ConfigError: A setting is unknown or out of range, or a budget needs a target.
+        ExportError: A candidate cannot be exported.
+        MeasurementError: A candidate cannot be timed.
     """
     config = parse_config(Prune, config, settings)
-    limits = limits or PruneLimits()
+    profile = find_profile(config, profile)
+    limits = limits or (profile.prune if profile else PruneLimits())
     started = time.monotonic()
-    pruned = pruning.prune(
-        model.module,
-        example_inputs(model.preprocessing),
-        macs=config.budget.macs,
-        channel_multiple=limits.channel_multiple,
-        min_channels=limits.min_channels,
-        importance=config.importance,
-    )
-    cut_accuracy = accuracy(pruned.module, val)
-    curve = training.fit(
-        pruned.module,
-        train,
-        val,
-        config,
-        seed=seed,
-        checkpoint=checkpoint,
-        teacher=copy.deepcopy(model.module).eval(),
-        progress=progress,
-    )
+    source, rewritten = rewrite(model, config, train, seed=seed)
+    analysis = weighing.analyse(source, config, limits, train, seed=seed, progress=progress)
+    with contextlib.ExitStack() as stack:
+        folder = (
+            checkpoint.parent
+            if checkpoint
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeft-prune-")))
+        )
+        device = None
+        if profile is not None:
+            device = Device(
+                profile=profile,
+                quantize=quantize or Quantize(),
+                inputs=few_inputs(val, INPUTS),
+                timing=timing or Measure(),
+            )
+        selection = choose(analysis, model, source.module, config, device, folder, progress=progress)
+        cutting = _Cutting(
+            model=model,
+            source=source,
+            train=train,
+            val=val,
+            config=config,
+            limits=limits,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        pruned, steps = cutting.cut(analysis, selection.widths)
+        cut_accuracy = accuracy(pruned.module, val)
+        curve = cutting.recover(pruned.module)
     pruned.module.eval()
     results = {
         "plan": pruned.plan.to_dict(),
+        **({"search": selection.search} if selection.search else {}),
+        **({"rewrite": rewritten} if rewritten else {}),
+        **({"steps": steps} if steps else {}),
+        "val_accuracy_unpruned": accuracy(model.module, val),
         "val_accuracy_before_recovery": cut_accuracy,
         "val_accuracy": accuracy(pruned.module, val),
         **curve_results(curve),
     }
     return advanced(model, pruned.module, step_record("prune", config, seed, started, results))
+
+
+def find_profile(config: Prune, profile: TargetProfile | None) -> TargetProfile | None:
+    """Return the target that a budget is found out on; None for a budget of MACs, which needs none.
+
+    Raises:
+        ConfigError: The budget needs a target and none is given.
+    """
+    kind = config.budget.kind
+    if kind == "macs":
+        return None
+    if profile is None and config.target is None:
+        raise ConfigError(
+            f"budget = {{{kind}: {config.budget.share:g}}}: {kind} is that of a target's file, and no target is named",
+            'name one: target="cpu-onnxruntime" (see edgeft targets)',
+        )
+    return profile or target.load(str(config.target))
+
+
+def rewrite(
+    model: FloatModel, config: Prune, train: Batches, *, seed: int
+) -> tuple[FloatModel, dict[str, Any]]:
+    """Return the network that is cut, and what was rewritten in it (nothing: the model itself).
+
+    Raises:
+        ModelError: There is nothing to rewrite.
+    """
+    if config.rewrite == "none":
+        return model, {}
+    done = models.to_edge_lite(
+        model.module, (x for x, _ in weighing.first_batches(train, _GATE_BATCHES, seed=seed))
+    )
+    # Other activations give other statistics; without new ones recovery would begin far away.
+    training.reestimate_batch_norm(done.module, weighing.first_batches(train, _NORM_BATCHES, seed=seed))
+    record = {
+        "name": config.rewrite,
+        "activations": list(done.activations),
+        "gates": list(done.gates),
+        "folded": list(done.folded),
+    }
+    return dataclasses.replace(model, module=done.module), record
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Cutting:
+    """Cuts a network to known widths, at once or in steps, and trains it after the unpruned one."""
+
+    model: FloatModel
+    source: FloatModel
+    train: Batches
+    val: Batches
+    config: Prune
+    limits: PruneLimits
+    seed: int
+    checkpoint: Path | None
+    progress: Progress
+
+    def cut(self, analysis: Analysis, widths: Widths) -> tuple[PrunedModel, list[dict[str, Any]]]:
+        """Return the network with the given widths, and what happened in the steps before the last one."""
+        current, records = analysis, []
+        for step in range(1, self.config.steps):
+            part = current.apply(_between(analysis, widths, step / self.config.steps))
+            record: dict[str, Any] = {"macs": part.plan.macs_after / analysis.full_macs}
+            module = self._stored(step)
+            if module is None:
+                record["val_accuracy_before_recovery"] = accuracy(part.module, self.val)
+                self.recover(part.module, step=step)
+                module = part.module
+                self._store(step, module)
+            record["val_accuracy"] = accuracy(module, self.val)
+            records.append(record)
+            narrower = dataclasses.replace(self.source, module=module.eval())
+            current = weighing.analyse(
+                narrower, self.config, self.limits, self.train, seed=self.seed, progress=self.progress
+            )
+        last = current.apply(widths)
+        parameters = sum(p.numel() for p in last.module.parameters())
+        return PrunedModel(module=last.module, plan=analysis.plan(widths, parameters)), records
+
+    def recover(self, module: nn.Module, *, step: int | None = None) -> tuple[EpochRecord, ...]:
+        """Train `module` in place after the unpruned network; for less long after a `step` that is not the last."""
+        config = self.config
+        if step is not None:
+            config = config.model_copy(update={"epochs": config.recovery_epochs})
+        return training.fit(
+            module,
+            self.train,
+            self.val,
+            config,
+            seed=self.seed,
+            checkpoint=None if step is not None else self.checkpoint,
+            teacher=copy.deepcopy(self.model.module).eval(),
+            progress=self.progress,
+        )
+
+    def _file(self, step: int) -> Path | None:
+        return self.checkpoint and self.checkpoint.with_name(f"step-{step}.safetensors")
+
+    def _store(self, step: int, module: nn.Module) -> None:
+        """Keep the network after a step, so that a run that is killed later does not train it again."""
+        path = self._file(step)
+        if path is not None:
+            part = path.with_suffix(".part")
+            save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, part)
+            part.replace(path)
+
+    def _stored(self, step: int) -> nn.Module | None:
+        path = self._file(step)
+        if path is None or not path.is_file():
+            return None
+        return pruning.restore(copy.deepcopy(self.source.module), load_file(path))
+
+
+def _between(analysis: Analysis, widths: Widths, progress: float) -> Widths:
+    """Return allowed widths that lie `progress` (0..1) of the way from the full ones to `widths`."""
+    return tuple(
+        min(allowed for allowed in ladder if allowed >= full + (final - full) * progress)
+        for ladder, full, final in zip(analysis.ladders, analysis.full, widths, strict=True)
+    )

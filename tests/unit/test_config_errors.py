@@ -72,7 +72,7 @@ def test_an_unknown_section_and_a_nested_key_are_found_too(tmp_path):
         ("[finetune]\nepochs = 0\n", ["finetune.epochs", "greater than or equal to 1", "got 0"]),
         ("[finetune]\nepochs = 2.5\n", ["finetune.epochs", "2.5"]),
         ('[quantize]\nmethod = "qta"\n', ["quantize.method", "'qat'", "'ptq'", "'qta'"]),
-        ("[prune]\nbudget = { macs = 1.5 }\n", ["prune.budget.macs", "less than 1", "1.5"]),
+        ("[prune]\nbudget = { macs = 1.5 }\n", ["prune.budget.macs", "less than or equal to 1", "1.5"]),
         ('[gate]\naccuracy_margin = "small"\n', ["gate.accuracy_margin", "'small'"]),
         ("[finetune]\nlearning_rate = nan\n", ["finetune.learning_rate", "nan"]),
     ],

@@ -1,0 +1,105 @@
+"""The budget of the prune stage within a run: whose device, which scheme, and whether it held in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgeft import extras, measure, target
+from edgeft.pipeline.inputs import RunInputs
+from edgeft.recipe import Quantize, Recipe
+from edgeft.target import TargetProfile
+from edgeft.types import Progress, TargetResult
+
+_TIMED_INPUTS = 64
+
+
+def profile(run: RunInputs) -> TargetProfile | None:
+    """Return the target that the budget is found out on; None for a budget of MACs."""
+    config = run.recipe.prune
+    if config is None or config.budget.kind == "macs":
+        return None
+    return target.load(config.target or run.recipe.targets[0], run.base)
+
+
+def scheme(run: RunInputs) -> Quantize:
+    """Return how the files of a run are quantized; a recipe without the section makes float files."""
+    return run.recipe.quantize or Quantize(scheme="none")
+
+
+def facts(run: RunInputs) -> dict[str, Any]:
+    """Return what a search for the budget reads, for the stage's key.
+
+    The rounds of the clock are not among it: a longer measurement at the end of a run does not prune and train anew.
+    """
+    device = profile(run)
+    if device is None:
+        return {}
+    keys = ("scheme", "float_layers")
+    return {
+        "device": device.model_dump(mode="json", by_alias=True),
+        "scheme": {key: getattr(scheme(run), key) for key in keys},
+        "runtime": extras.versions(*device.runtime.requires),
+    }
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Return one line about a prune stage's results."""
+    plan, search = results["plan"], results.get("search")
+    parts = [f"{plan['macs_after'] / plan['macs_before']:.0%} of the MACs"]
+    if search:
+        chosen = search["candidates"][search["chosen"]]
+        parts.append(
+            f"{chosen['value']:.2f} of the {search['kind']} on {search['target']} ({search['exports']} exports)"
+        )
+    parts.append(f"validation accuracy {results['val_accuracy']:.2%}")
+    return ", ".join(parts)
+
+
+def offers(recipe: Recipe, finetuned: Mapping[str, Any], results: Sequence[TargetResult]) -> list[str]:
+    """Return what may help where an int8 file is slower than float: the rewrite, if the network has what it replaces.
+
+    Args:
+        recipe: The recipe.
+        finetuned: Results of the fine-tune stage.
+        results: What was measured.
+    """
+    slow = [r.target for r in results if r.artifact.scheme == "int8" and r.ratio.low > 1]
+    rewritten = recipe.prune is not None and recipe.prune.rewrite != "none"
+    sites = finetuned.get("results", {}).get("edge_lite_sites", 0)
+    if not slow or rewritten or not sites:
+        return []
+    return [
+        f"int8 is slower than float on {', '.join(slow)}: the network has {sites} modules (hardswish, SiLU, "
+        'squeeze-and-excite) that int8 kernels are slow at; [prune] rewrite = "edge-lite" replaces them (alone: '
+        "budget = { macs = 1.0 })"
+    ]
+
+
+def against_unpruned(run: RunInputs, device: TargetProfile, *, progress: Progress) -> dict[str, Any]:
+    """Time the final file of a target in turns with the unpruned network's at the same scheme.
+
+    Returns:
+        ``{"against_unpruned": ratio}`` on the target of a latency budget, else nothing.
+    """
+    from edgeft import stages
+
+    wanted = profile(run)
+    if wanted is None or wanted.id != device.id or "prune" not in run.folders:
+        return {}
+    unpruned = stages.unpruned_file(run.folders["prune"])
+    if unpruned is None or run.recipe.prune is None or run.recipe.prune.budget.kind != "latency":
+        return {}
+    config = run.recipe.measure
+    base, head = measure.latencies(
+        [
+            measure.Variant(label="unpruned", artifact=unpruned, profile=device),
+            measure.Variant(label="final", artifact=run.artifact(device, "artifact"), profile=device),
+        ],
+        run.test_inputs[:_TIMED_INPUTS],
+        rounds=config.rounds,
+        min_runs=config.min_runs,
+        min_seconds=config.min_seconds,
+        progress=progress,
+    )
+    return {"against_unpruned": measure.ratio(head, base)}

@@ -1,0 +1,77 @@
+"""What pruning would do to a run's network, said before anything is changed: groups, shares, sensitivity, plan."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeft import data, reporting, target
+from edgeft.errors import ConfigError
+from edgeft.pipeline import budgets
+from edgeft.pipeline.inputs import RunInputs
+from edgeft.pipeline.progress import RunProgress
+from edgeft.pipeline.walk import Walk, read_json
+
+SCHEMA, VERSION, FILE = "edgeft-prune-plan", 1, "prune-plan.json"
+_SAMPLES = 256
+"""Validation samples that a group's sensitivity is measured on."""
+
+
+def explain(run: RunInputs, walk: Walk, progress: RunProgress) -> dict[str, Any]:
+    """Return the plan of the fine-tuned network of a walk, and leave it as prune-plan.json in the workspace.
+
+    What was measured for the same network and settings before is not measured again.
+
+    Raises:
+        ConfigError: The recipe has no prune section.
+        BudgetError: The budget is out of reach.
+        ModelError: The network cannot be pruned.
+    """
+    from edgeft import stages
+
+    config = run.recipe.prune
+    if config is None:
+        raise ConfigError("the recipe has no section [prune]", "add [prune] to the recipe")
+    limits = target.common_prune_limits(run.profiles)
+    facts = {
+        "network": walk.keys["finetune"],
+        "config": config.model_dump(mode="json"),
+        "limits": limits.model_dump(mode="json"),
+        **budgets.facts(run),
+    }
+    path = walk.workspace.path / FILE
+    known = _read(path)
+    if known.get("facts") == facts:
+        progress.stage_reused("prune-plan", "prune plan")
+        return known
+    progress.stage_started("prune-plan", "prune plan")
+    started = time.monotonic()
+    count = min(_SAMPLES, len(run.splits.val))
+    chosen = np.linspace(0, len(run.splits.val) - 1, count).round().astype(int).tolist()
+    found = stages.plan_pruning(
+        run.finetuned,
+        run.training_batches(config),
+        run.plain_batches(data.subset(run.splits.val, chosen)),
+        config,
+        limits=limits,
+        profile=budgets.profile(run),
+        timed=run.profiles[0] if config.target is None else target.load(config.target, run.base),
+        quantize=budgets.scheme(run),
+        timing=run.recipe.measure,
+        seed=run.recipe.seed,
+        progress=progress.stage_progress,
+    )
+    plan: dict[str, Any] = {"schema": SCHEMA, "version": VERSION, "facts": facts, **reporting.plain(found)}
+    walk.workspace.write_text(FILE, json.dumps(plan, indent=1) + "\n")
+    summary = f"{len(plan['groups'])} groups, {plan['plan']['macs_share']:.0%} of the MACs planned"
+    progress.stage_finished("prune-plan", time.monotonic() - started, summary)
+    return plan
+
+
+def _read(path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return known if (known.get("schema"), known.get("version")) == (SCHEMA, VERSION) else {}

@@ -88,8 +88,20 @@ class MeasurementError(EdgeftError):
     """A measurement that could not be taken: a worker died, a runtime refused the file."""
 
 
+class RefusedError(MeasurementError):
+    """A file, input, device or option that the runtime does not take; its message is the runtime's own."""
+
+    exit_code = ExitCode.USAGE
+
+
 class VerificationError(EdgeftError):
     """A package whose hashes or golden vectors do not hold."""
+
+
+class PackageError(VerificationError):
+    """A path that is no package, or a package that a newer edgeft wrote."""
+
+    exit_code = ExitCode.USAGE
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

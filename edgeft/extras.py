@@ -14,8 +14,7 @@ from typing import Any
 
 from edgeft.errors import MissingDependencyError
 
-# Importable module -> (distribution, extra of pyproject.toml that brings it).
-_PACKAGES = {
+PACKAGES = {
     "torch": ("torch", "train"),
     "torchao": ("torchao", "train"),
     "torch_pruning": ("torch-pruning", "train"),
@@ -36,6 +35,7 @@ _PACKAGES = {
     "onnx2torch": ("onnx2torch", "onnx"),
     "neural_compressor": ("neural_compressor_pt", "neural-compressor"),
 }
+"""Importable module -> (distribution, extra of edgeft that brings it; empty for the core)."""
 _WITH_TORCHAO = ("torchao", "transformers")
 # These import torchvision, themselves or on the way.
 _WITH_TORCHVISION = ("torchvision", "timm", "torchmetrics", "lightning", "transformers", "onnx2torch")
@@ -51,7 +51,7 @@ def is_installed(module: str) -> bool:
 
 def missing_error(module: str, purpose: str) -> MissingDependencyError:
     """Return the error for an absent optional package, with the pip line that installs it."""
-    distribution, extra = _PACKAGES.get(module, (module, ""))
+    distribution, extra = PACKAGES.get(module, (module, ""))
     line = f"pip install 'edgeft[{extra}]'" if extra else f"pip install {distribution}"
     return MissingDependencyError(
         f"{purpose} needs the package {distribution!r}, which is not installed", line
@@ -127,7 +127,7 @@ def versions(*modules: str) -> dict[str, str]:
     """Return the installed versions of distributions behind `modules`; absent ones are left out."""
     found = {}
     for module in modules:
-        distribution = _PACKAGES.get(module, (module, ""))[0]
+        distribution = PACKAGES.get(module, (module, ""))[0]
         try:
             found[distribution] = metadata.version(distribution)
         except metadata.PackageNotFoundError:

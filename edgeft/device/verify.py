@@ -6,11 +6,13 @@ Usage::
 
 Three checks, each only if the one before it held, so that a damaged model is never opened:
 
-1. every file, `manifest.json` too, has its SHA-256 of `SHA256SUMS` (as ``sha256sum -c SHA256SUMS`` says);
-2. this CPU has an instruction set that the integer kernels need (`isa_floor`);
+1. the folder holds the files of `SHA256SUMS` and nothing else, and every byte of them, of `manifest.json` and of
+   `SHA256SUMS` is as it was written (``sha256sum -c SHA256SUMS`` says the same, less thoroughly);
+2. this host can run the model: an instruction set that the integer kernels need (`isa_floor`), and the runtime;
 3. the golden inputs give the golden outputs, to within the tolerance, through this device's own runtime.
 
-Exit code 0 if all hold, 1 if not. Needs numpy and the package's runtime; uses `example.py` beside it.
+Exit code 0 if all hold, 1 if a file or an answer is wrong, 5 if this host cannot run the model. Needs numpy and the
+package's runtime; uses `example.py` beside it.
 """
 
 # ruff: noqa: T201 - a program on a device, which speaks by printing
@@ -23,49 +25,75 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# A package is checked, not changed: importing example.py must not leave a __pycache__ in it.
-sys.dont_write_bytecode = True
-
+SCHEMA = 1
 SUMS = "SHA256SUMS"
 MANIFEST = "manifest.json"
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def read_sums(text: str) -> dict[str, str]:
-    """Parse the lines of `SHA256SUMS`, ``<64 hex digits>  <name>``, into name -> digest."""
-    sums = {}
-    for line in text.splitlines():
-        digest, separator, name = line.partition("  ")
-        if len(digest) != 64 or not separator or not name:
-            raise ValueError(f"{SUMS}: line {line!r} is not '<sha256>  <name>'")
-        sums[name] = digest
+def read_sums(content: bytes) -> dict[str, str]:
+    """Read `SHA256SUMS`, lines of ``<64 hex digits>  <name>`` sorted by name, into name -> digest.
+
+    Other bytes can read the same (a vertical tab ends a line as well), so the text is made again and compared.
+    """
+    lines = (line.partition("  ") for line in content.decode().splitlines())
+    sums = {name: digest for digest, _, name in lines}
+    if "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode() != content:
+        raise ValueError("not in the form in which it was written")
     return sums
 
 
 def check_files(folder: Path) -> list[str]:
     """Return what is wrong with the package's files; an empty list if every byte is as it was written."""
     try:
-        sums = read_sums((folder / SUMS).read_text(encoding="utf-8"))
+        sums = read_sums((folder / SUMS).read_bytes())
+        found = {path.name: path for path in folder.iterdir()}
     except (OSError, ValueError) as error:
         return [f"{SUMS} cannot be read: {error}"]
     if MANIFEST not in sums:
         return [f"{SUMS}: no line for {MANIFEST}"]
-    problems = []
-    for name, expected in sums.items():
-        if Path(name).name != name:
-            problems.append(f"{SUMS}: {name!r} is outside of the package")
-        elif not (folder / name).is_file():
-            problems.append(f"{name}: missing")
+    # Before anything is opened: no name may lead out of the folder, be it by its text or by a link.
+    problems = [f"{SUMS}: {name!r} is outside of the package" for name in sums if Path(name).name != name]
+    problems += [f"{name}: a link; packages hold plain files" for name in found if found[name].is_symlink()]
+    problems += [f"{name}: missing" for name in sums if Path(name).name == name and name not in found]
+    # An extra file is no decoration: Python would import a numpy.py from here before the real one.
+    extra = sorted(found.keys() - sums.keys() - {SUMS})
+    problems += [f"{name}: not part of the package; take it out of the folder" for name in extra]
+    for name, expected in () if problems else sums.items():
+        if not (folder / name).is_file():
+            problems.append(f"{name}: not a file")
         elif (digest := hashlib.sha256((folder / name).read_bytes()).hexdigest()) != expected:
             problems.append(f"{name}: changed since it was packaged (sha256 {digest}, not {expected})")
-    if problems:
-        return problems
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["schema"] != 1:
-        return [f"{MANIFEST}: schema {manifest['schema']}, this verify.py reads 1; use the package's own"]
+    return problems
+
+
+def check_manifest(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the names in the manifest of a package whose files are as they were written."""
     # A line removed from the sums would leave its file unchecked; the manifest lists every file again.
-    listed = {**manifest["files"], MANIFEST: sums[MANIFEST]}
-    return [] if listed == sums else [f"{SUMS} and {MANIFEST} list different files or digests"]
+    sums = read_sums((folder / SUMS).read_bytes())
+    if {**manifest["files"], MANIFEST: sums[MANIFEST]} != sums:
+        return [f"{SUMS} and {MANIFEST} list different files or digests"]
+    outside = [name for name in (manifest["model"]["path"], *manifest["model"]["files"]) if name not in sums]
+    return [f"{MANIFEST}: model file {name!r} is not part of the package" for name in outside]
+
+
+def check_contents(folder: Path) -> tuple[str, list[str]]:
+    """Check everything that needs no model to run.
+
+    Returns:
+        What kind of thing is wrong, ``files`` or ``schema`` (a newer package) or nothing, and what exactly.
+    """
+    if problems := check_files(folder):
+        return "files", problems
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["schema"] != SCHEMA:
+            found = f"schema {manifest['schema']}, this verify.py reads {SCHEMA}"
+            return "schema", [f"{MANIFEST}: {found}; use the package's own, or a newer edgeft"]
+        problems = check_manifest(folder, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problems = [f"{MANIFEST}: not a package's manifest: {error!r}"]
+    return ("files" if problems else ""), problems
 
 
 def cpu_flags() -> set[str] | None:
@@ -100,6 +128,9 @@ def check_answers(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], di
         of the logits, largest distance from the Q/DQ program, and the share of equal top classes.
     """
     import numpy as np
+
+    # A package is checked, not changed: importing example.py must not leave a __pycache__ in it.
+    sys.dont_write_bytecode = True
     from example import Model  # type: ignore[import-not-found]  # the file beside this one
 
     with np.load(folder / "golden.npz") as golden:
@@ -127,22 +158,30 @@ def check_answers(folder: Path, manifest: dict[str, Any]) -> tuple[list[str], di
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Check a package; the result has ``problems`` (empty: it holds) and, if the model ran, ``figures``."""
-    problems = check_files(folder)
+    """Check a package.
+
+    Returns:
+        ``problems``, empty if it holds; ``failed``, the check that did not hold: files, schema, host, answers or
+        nothing; and, if the model ran, ``figures``.
+    """
+    failed, problems = check_contents(folder)
     figures: dict[str, Any] = {}
-    if not problems:
+    if not failed:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        problems = check_cpu(manifest)
+        failed, problems = "host", check_cpu(manifest)
         if not problems:
+            failed = "answers"
             try:
                 problems, figures = check_answers(folder, manifest)
-            except (ImportError, RuntimeError, ValueError, OSError) as error:
+            except ImportError as error:
+                failed, problems = "host", [f"the model cannot be run here: {error}"]
+            except (RuntimeError, ValueError, OSError) as error:
                 problems = [f"the model cannot be run here: {type(error).__name__}: {error}"]
-    return {"problems": problems, "figures": figures}
+    return {"problems": problems, "failed": failed if problems else "", "figures": figures}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Verify a package and say so; return the exit code."""
+    """Verify a package and say so; return the exit code (no 1 is written here that a flipped bit would make a 0)."""
     parser = argparse.ArgumentParser(description="Check a package: hashes, CPU, golden vectors.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
@@ -160,8 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
             f" within {figures['max_lsb']:.2f} LSB"
             f" of the packaged outputs ({figures['program_max_lsb']:.2f} from the Q/DQ program's)"
         )
-    return 1 if result["problems"] else 0
+    return 5 if result["failed"] == "host" else int(bool(result["failed"]))
 
 
-if __name__ == "__main__":
+# Not `== "__main__"`: a flipped bit in that would make a program that does nothing, successfully.
+if __name__ != "verify":
     sys.exit(main())

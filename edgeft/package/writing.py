@@ -1,70 +1,39 @@
-"""The device package: the model file, everything a device needs to use it, and the proof that it works.
-
-A package is a plain folder (DESIGN: section 8)::
-
-    <model file(s)>  manifest.json  labels.txt  preprocess.json  golden.npz  example.py  verify.py  SHA256SUMS
-
-`example.py` and `verify.py` are the files of `edgeft/device/`, copied as they are: they read everything about
-the model from the manifest, and on a device they need numpy and the one runtime only. That folder is data to
-this package and is never imported from here.
-"""
+"""Write one target's package: complete or not at all, and the same bytes for the same inputs."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from edgeft.errors import VerificationError, WorkspaceError
+from edgeft.package.card import Origin, render
+from edgeft.package.layout import (
+    CARD,
+    DEVICE_FILES,
+    GOLDEN,
+    LABELS,
+    MANIFEST,
+    PREPROCESS,
+    SCHEMA,
+    SUMS,
+    canonical_json,
+    canonical_sums,
+    sha256,
+)
 from edgeft.preprocessing import Preprocessing
 from edgeft.target import TargetProfile
 from edgeft.types import AccuracyResult, FloatArray, InputArray, LatencyResult, TargetResult
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
-SUMS = "SHA256SUMS"
-
-MAX_LSB = 2.0
+MAX_LSB: Final = 2.0
 """How far a device's logits may be from the golden ones, in LSB: what every runtime is held to (parity)."""
 
-_DEVICE_FILES = Path(__file__).resolve().parent / "device"
-_VERIFY_SECONDS = 600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What checking a package found out.
-
-    `figures` are those of the golden vectors: ``samples``, ``max_lsb`` and ``mean_lsb`` from the packaged
-    outputs, ``program_max_lsb`` from the Q/DQ program's, ``agreement`` of the top class (0..1). They are
-    absent if an earlier check failed, because a damaged or unfit model is not run.
-    """
-
-    folder: Path
-    problems: tuple[str, ...]
-    figures: Mapping[str, float]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-    def require(self) -> None:
-        """Raise `VerificationError` if something is wrong."""
-        if self.problems:
-            raise VerificationError(
-                f"{self.folder}: " + "; ".join(self.problems), "write the package again, or copy it again"
-            )
+_UNKNOWN: Final = Origin()
 
 
 def write(
@@ -82,6 +51,7 @@ def write(
     data_fingerprint: str,
     versions: Mapping[str, str],
     host: Mapping[str, Any],
+    origin: Origin = _UNKNOWN,
 ) -> Path:
     """Write one target's package; it appears complete or not at all, and replaces an older one.
 
@@ -99,6 +69,7 @@ def write(
         data_fingerprint: Fingerprint of the data set.
         versions: Package name -> version of what made it.
         host: Fingerprint of the host that it was measured on.
+        origin: Where the model came from, for the model card.
 
     Returns:
         `folder`.
@@ -118,22 +89,35 @@ def write(
         partial.mkdir(parents=True)
         _copy_model(result, partial)
         for name in ("example.py", "verify.py"):
-            shutil.copyfile(_DEVICE_FILES / name, partial / name)
-        (partial / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        _write_json(partial / "preprocess.json", _preprocess(preprocessing, result))
+            shutil.copyfile(DEVICE_FILES / name, partial / name)
+        _write_text(partial / LABELS, "".join(f"{label}\n" for label in labels))
+        _write_text(partial / PREPROCESS, canonical_json(_preprocess(preprocessing, result)))
         for name, text in preprocessing.files().items():
-            (partial / name).write_text(text, encoding="utf-8")
+            _write_text(partial / name, text)
         _write_npz(
-            partial / "golden.npz", inputs=golden_inputs, outputs=golden_outputs, reference=reference_outputs
+            partial / GOLDEN, inputs=golden_inputs, outputs=golden_outputs, reference=reference_outputs
         )
-        origin = {"recipe_hash": recipe_hash, "data_fingerprint": data_fingerprint}
-        made = {**origin, "versions": dict(versions), "host": dict(host)}
-        files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-        _write_json(partial / MANIFEST, {**_manifest(result, profile, lsb), **made, "files": files})
-        sums = {**files, MANIFEST: _sha256(partial / MANIFEST)}
-        (partial / SUMS).write_text(
-            "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8"
+        card = render(
+            result,
+            profile=profile,
+            preprocessing=preprocessing,
+            labels=labels,
+            origin=origin,
+            data_fingerprint=data_fingerprint,
+            versions=versions,
+            host=host,
         )
+        _write_text(partial / CARD, card)
+        manifest = {
+            **_manifest(result, profile, lsb),
+            "name": origin.name,
+            "recipe_hash": recipe_hash,
+            "data_fingerprint": data_fingerprint,
+            "golden": {"samples": len(golden_inputs), "classes": len(labels)},
+            "versions": dict(versions),
+            "host": dict(host),
+        }
+        _seal(partial, manifest)
         if folder.exists():
             folder.rename(replaced)
         partial.rename(folder)
@@ -144,34 +128,11 @@ def write(
     return folder
 
 
-def verify(folder: Path) -> Verification:
-    """Check a package in a fresh process: hashes, ISA floor, golden vectors through its runtime.
-
-    The check is this installation's own `verify.py`; the one in the folder is among what is checked.
-
-    Raises:
-        VerificationError: The folder is not a package, or the check could not be carried out.
-    """
-    if not (folder / SUMS).is_file():
-        raise VerificationError(
-            f"{folder}: not a package (no {SUMS} in it)",
-            "give the folder of one target, e.g. runs/NAME/packages/TARGET",
-        )
-    command = [sys.executable, str(_DEVICE_FILES / "verify.py"), str(folder), "--json"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_VERIFY_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise VerificationError(f"{folder}: the model did not answer within {_VERIFY_SECONDS} s") from error
-    try:
-        # A runtime may print lines of its own before the answer.
-        answer = json.loads(done.stdout.rstrip().rpartition("\n")[2])
-    except json.JSONDecodeError as error:
-        tail = " ".join(done.stderr.strip().splitlines()[-3:])
-        raise VerificationError(
-            f"{folder}: the check died with exit code {done.returncode}: {tail}",
-            "the files are as they were written; the runtime of this host cannot run them",
-        ) from error
-    return Verification(folder=folder, problems=tuple(answer["problems"]), figures=answer["figures"])
+def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest with the hash of every file, and `SHA256SUMS` over them all and the manifest."""
+    files = {path.name: sha256(path) for path in folder.iterdir()}
+    _write_text(folder / MANIFEST, canonical_json({**manifest, "files": files}))
+    _write_text(folder / SUMS, canonical_sums({**files, MANIFEST: sha256(folder / MANIFEST)}))
 
 
 def _check_golden(
@@ -204,7 +165,7 @@ def _copy_model(result: TargetResult, folder: Path) -> None:
         copy = folder / source.name
         shutil.copyfile(source, copy)
         expected = result.artifact.sha256.get(source.name)
-        if _sha256(copy) != expected:
+        if sha256(copy) != expected:
             raise VerificationError(
                 f"{source}: its bytes differ from those that were exported and measured (sha256 {expected})",
                 "run the export again",
@@ -223,13 +184,17 @@ def _preprocess(preprocessing: Preprocessing, result: TargetResult) -> dict[str,
 
 def _manifest(result: TargetResult, profile: TargetProfile, lsb: float) -> dict[str, Any]:
     artifact, runtime = result.artifact, profile.runtime
+    # Where a board was reached from is nobody else's business and means nothing elsewhere.
+    whole_profile = profile.model_dump(mode="json", by_alias=True, exclude={"runtime": {"host"}})
     return {
         "schema": SCHEMA,
         "kind": "edgeft-package",
         "target": {"id": profile.id, "title": profile.title, "kind": profile.kind},
+        "profile": whole_profile,
         "evidence": result.latency.evidence,
         "model": {
             "path": artifact.path.name,
+            "files": [path.name for path in artifact.files],
             "format": artifact.format,
             "scheme": artifact.scheme,
             "size_bytes": artifact.size_bytes,
@@ -267,12 +232,8 @@ def _latency(result: LatencyResult) -> dict[str, Any]:
     return {"setting": result.label, "evidence": result.evidence, "threads": result.threads, **percentiles}
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write canonical JSON: sorted keys, fixed separators, UTF-8, a newline at the end."""
-    text = json.dumps(
-        data, sort_keys=True, separators=(",", ": "), indent=1, ensure_ascii=False, allow_nan=False
-    )
-    path.write_text(text + "\n", encoding="utf-8")
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
 
 
 def _write_npz(path: Path, **arrays: InputArray) -> None:
@@ -283,7 +244,3 @@ def _write_npz(path: Path, **arrays: InputArray) -> None:
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w") as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

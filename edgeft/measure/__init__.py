@@ -4,20 +4,37 @@ Every file runs in a fresh worker process with nothing but its one runtime (DESI
 """
 
 from edgeft.measure import classification, gallery, user_metric
-from edgeft.measure.host import check_isa_floor, host_fingerprint
-from edgeft.measure.latency import Variant, latencies, ratio
+from edgeft.measure.host import (
+    check_host,
+    check_isa_floor,
+    host_fingerprint,
+    host_state,
+    host_warnings,
+    int8_warning,
+)
+from edgeft.measure.latency import Variant, latencies, ratio, throughputs, write_inputs
+from edgeft.measure.layer_times import operation_times
 from edgeft.measure.quality import accuracy, parity, predict
+from edgeft.measure.transports import connect
 
 __all__ = [
     "Variant",
     "accuracy",
+    "check_host",
     "check_isa_floor",
     "classification",
+    "connect",
     "gallery",
     "host_fingerprint",
+    "host_state",
+    "host_warnings",
+    "int8_warning",
     "latencies",
+    "operation_times",
     "parity",
     "predict",
     "ratio",
+    "throughputs",
     "user_metric",
+    "write_inputs",
 ]

@@ -1,18 +1,21 @@
-"""Latency from fresh worker processes that take turns, and its ratio with an interval."""
+"""Latency and throughput from fresh worker processes that take turns, and ratios with an interval."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeft.errors import MeasurementError
 from edgeft.measure.session import Session
 from edgeft.measure.statistics import bootstrap_ratio
+from edgeft.measure.transports import connect
 from edgeft.target import TargetProfile
 from edgeft.types import (
     ExportedArtifact,
@@ -21,8 +24,11 @@ from edgeft.types import (
     Progress,
     RatioResult,
     RuntimeReport,
+    ThroughputResult,
     silent,
 )
+
+_SENT_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,31 +40,45 @@ class Variant:
         artifact: The file.
         profile: Runtime, device and threads.
         options: Runtime options over the profile's.
+        inputs: What it is fed, one array (N, ...) per input of the file; where empty, what all are fed.
     """
 
     label: str
     artifact: ExportedArtifact
     profile: TargetProfile
     options: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[npt.NDArray[Any], ...] = ()
+
+
+def write_inputs(samples: Sequence[npt.NDArray[Any]], folder: Path, name: str = "inputs") -> Path:
+    """Write what a `Session` times on: one array per input of a file, in order. Returns the file's path."""
+    if len(samples) == 1:
+        np.save(folder / f"{name}.npy", samples[0])
+        return folder / f"{name}.npy"
+    np.savez(folder / f"{name}.npz", *samples)
+    return folder / f"{name}.npz"
 
 
 def latencies(
     variants: Sequence[Variant],
-    inputs: InputArray,
+    inputs: InputArray | None = None,
     *,
     rounds: int,
     min_runs: int,
     min_seconds: float,
+    warm_up_seconds: float | None = None,
     progress: Progress = silent,
 ) -> list[LatencyResult]:
     """Time variants in turns: A B C, then C B A, and so on, so that a drift of the machine meets all alike.
 
     Args:
         variants: What to time.
-        inputs: Real model inputs, fed one at a time and in turn.
+        inputs: Real model inputs, fed one at a time and in turn, to variants that bring none of their own. A board
+            is sent the first 32 MiB of them.
         rounds: Fresh processes per variant.
         min_runs: A process takes at least this many steady runs and
         min_seconds: at least this long over them, after its first run and a warm-up.
+        warm_up_seconds: Length of the warm-up; a tenth of `min_seconds` by default.
         progress: Told before every process.
 
     Returns:
@@ -68,27 +88,111 @@ def latencies(
         MeasurementError: No inputs, equal labels, or a worker failed.
         MissingDependencyError: A runtime is not installed.
     """
-    labels = [variant.label for variant in variants]
-    if len(set(labels)) != len(labels) or not len(inputs):
-        raise MeasurementError(f"timing needs inputs ({len(inputs)} given) and labels that differ: {labels}")
     timed: list[list[dict[str, Any]]] = [[] for _ in variants]
     reports: dict[int, RuntimeReport] = {}
-    order = list(range(len(variants)))
-    with tempfile.TemporaryDirectory(prefix="edgeft-timing-") as folder:
-        source = Path(folder) / "inputs.npy"
-        np.save(source, inputs)
-        for turn in range(rounds):
-            for place, i in enumerate(order if turn % 2 == 0 else reversed(order)):
-                done, total = turn * len(order) + place, rounds * len(order)
-                progress(f"timing {labels[i]}", done=done, total=total)
-                with Session(
-                    variants[i].artifact, variants[i].profile, options=variants[i].options
-                ) as session:
-                    taken = session.time(source, min_runs=min_runs, min_seconds=min_seconds)
-                    timed[i].append({**taken, "load_ms": session.load_ms})
-                    if i not in reports:  # after the timing: describing may load the file once more
-                        reports[i] = session.describe()
+    rule: dict[str, Any] = {
+        "min_runs": min_runs,
+        "min_seconds": min_seconds,
+        "warm_up_seconds": warm_up_seconds,
+    }
+    with _written(variants, inputs) as files:
+        for i, variant in _in_turns(variants, rounds, "timing", progress):
+            with Session(variant.artifact, variant.profile, options=variant.options) as session:
+                timed[i].append({**session.time(files[i], **rule), "load_ms": session.load_ms})
+                if i not in reports:  # after the timing: describing may load the file once more
+                    reports[i] = session.describe()
     return [_result(variant, timed[i], reports[i]) for i, variant in enumerate(variants)]
+
+
+def throughputs(
+    variants: Sequence[Variant],
+    *,
+    streams: int,
+    rounds: int,
+    min_runs: int,
+    min_seconds: float,
+    warm_up_seconds: float | None = None,
+    progress: Progress = silent,
+) -> list[ThroughputResult]:
+    """Run variants in turns as `latencies` does, each with several inferences at a time.
+
+    Args:
+        variants: What to run, with their inputs.
+        streams: Inferences at a time, each with the threads of the variant's profile.
+        rounds: Fresh processes per variant.
+        min_runs: Least number of steady runs of a process, over all streams, and
+        min_seconds: least time over them.
+        warm_up_seconds: Length of the warm-up; a tenth of `min_seconds` by default.
+        progress: Told before every process.
+
+    Raises:
+        MeasurementError: No inputs, equal labels, or a worker failed.
+        MissingDependencyError: A runtime is not installed.
+    """
+    taken: list[list[dict[str, Any]]] = [[] for _ in variants]
+    rule: dict[str, Any] = {
+        "min_runs": min_runs,
+        "min_seconds": min_seconds,
+        "warm_up_seconds": warm_up_seconds,
+    }
+    with _written(variants, None) as files:
+        for i, variant in _in_turns(variants, rounds, f"{streams} streams of", progress):
+            session = Session(variant.artifact, variant.profile, options=variant.options, streams=streams)
+            with session:
+                taken[i].append(session.throughput(files[i], **rule))
+    return [
+        ThroughputResult(
+            label=variant.label,
+            evidence=variant.profile.evidence,
+            threads=variant.profile.runtime.threads,
+            streams=streams,
+            runs=tuple(t["runs"] for t in taken[i]),
+            seconds=tuple(t["seconds"] for t in taken[i]),
+            samples_ms=tuple(tuple(ms for lane in t["samples_ms"] for ms in lane) for t in taken[i]),
+            peak_rss_bytes=max(t["peak_rss_bytes"] for t in taken[i]),
+        )
+        for i, variant in enumerate(variants)
+    ]
+
+
+@contextmanager
+def _written(variants: Sequence[Variant], inputs: InputArray | None) -> Iterator[list[Path]]:
+    """Write every variant's inputs into files that live as long as the block, as do connections; equal ones once."""
+    labels = [variant.label for variant in variants]
+    fed = [variant.inputs or (() if inputs is None else (inputs,)) for variant in variants]
+    if len(set(labels)) != len(labels) or not all(arrays and len(arrays[0]) for arrays in fed):
+        raise MeasurementError(
+            f"timing needs inputs ({[len(a[0]) if a else 0 for a in fed]} given) and labels that differ: {labels}"
+        )
+    hosts = {variant.profile.runtime.host for variant in variants}
+    with tempfile.TemporaryDirectory(prefix="edgeft-timing-") as folder, ExitStack() as stack:
+        for host in sorted(hosts):
+            stack.enter_context(connect(host))  # what is copied for one process serves all
+        files: dict[int, Path] = {}
+        for arrays in fed:
+            key = id(arrays[0])
+            if key not in files:
+                files[key] = write_inputs(
+                    arrays if hosts == {""} else _sent(arrays), Path(folder), f"inputs-{len(files)}"
+                )
+        yield [files[id(arrays[0])] for arrays in fed]
+
+
+def _sent(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Return as many samples as are sent to a board; all variants beside one on a board get these, too."""
+    sample_bytes = sum(array[:1].nbytes for array in arrays)
+    return [array[: max(1, _SENT_BYTES // sample_bytes)] for array in arrays]
+
+
+def _in_turns(
+    variants: Sequence[Variant], rounds: int, what: str, progress: Progress
+) -> Iterator[tuple[int, Variant]]:
+    order = list(range(len(variants)))
+    for turn in range(rounds):
+        for place, i in enumerate(order if turn % 2 == 0 else reversed(order)):
+            done, total = turn * len(order) + place, rounds * len(order)
+            progress(f"{what} {variants[i].label}", done=done, total=total)
+            yield i, variants[i]
 
 
 def _result(variant: Variant, timed: Sequence[dict[str, Any]], report: RuntimeReport) -> LatencyResult:

@@ -7,9 +7,8 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from .base import BaseAdapter, Spec, count
+from .base import Array, BaseAdapter, Lane, Spec, count, positive, tensor
 
 try:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -29,10 +28,43 @@ _RESOLVERS = {
 }
 
 
-class Adapter(BaseAdapter):
-    """An interpreter; the one option is `kernels`: ``auto`` (XNNPACK), ``builtin`` or ``reference``."""
+def signature(path: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the `inputs` and `outputs` that a file says it has. Raises RuntimeError if it is no model."""
+    try:
+        interpreter = Interpreter(model_path=path, experimental_op_resolver_type=_RESOLVERS["builtin"])
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    found = {"inputs": interpreter.get_input_details(), "outputs": interpreter.get_output_details()}
+    return {
+        # In the signature of a shape, unlike in the shape, a free dimension is told from one of size 1.
+        kind: [tensor(t["name"], t["shape_signature"], t["dtype"], *t["quantization"]) for t in tensors]
+        for kind, tensors in found.items()
+    }
 
-    def _open(self) -> None:
+
+class _Interpreter(Lane):
+    """An interpreter, which runs one inference at a time."""
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        self.interpreter = interpreter
+        self._sources = [details["index"] for details in interpreter.get_input_details()]
+        self._sinks = [details["index"] for details in interpreter.get_output_details()]
+
+    def place(self, natives: Sequence[Array]) -> None:
+        for index, native in zip(self._sources, natives, strict=True):
+            self.interpreter.set_tensor(index, native)
+
+    def invoke(self) -> None:
+        self.interpreter.invoke()
+
+    def fetch(self) -> list[Array]:
+        return [self.interpreter.get_tensor(index) for index in self._sinks]
+
+
+class Adapter(BaseAdapter):
+    """Interpreters; the one option is `kernels`: ``auto`` (XNNPACK), ``builtin`` or ``reference``."""
+
+    def _open(self) -> Sequence[Lane]:
         if self.device.lower() != "cpu":
             raise RuntimeError(f"LiteRT: device {self.device!r} asked for; this adapter runs on 'cpu' only")
         kernels = self.options.get("kernels", "auto")
@@ -40,17 +72,28 @@ class Adapter(BaseAdapter):
             raise RuntimeError(
                 f"LiteRT: options {self.options}; the one allowed is kernels = {sorted(_RESOLVERS)}"
             )
-        self._interpreter = Interpreter(
-            model_path=self.path, num_threads=self.threads, experimental_op_resolver_type=_RESOLVERS[kernels]
+        lanes = [_Interpreter(self._load(_RESOLVERS[kernels])) for _ in range(self.streams)]
+        self._interpreter = lanes[0].interpreter
+        return lanes
+
+    def _load(self, resolver: OpResolverType) -> Interpreter:
+        interpreter = Interpreter(
+            model_path=self.path, num_threads=self.threads, experimental_op_resolver_type=resolver
         )
-        self._interpreter.allocate_tensors()
-        source, sink = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        for kind, found, specs in (("input", source, self.inputs), ("output", sink, self.outputs)):
-            if len(found) != 1:
-                raise RuntimeError(f"{self.path}: {len(found)} {kind}s; one is supported")
-            self._check_io(kind, specs[0], found[0]["shape"], found[0]["dtype"])
-            self._check_quantization(kind, specs[0], found[0]["quantization"])
-        self._source, self._sink = source[0]["index"], sink[0]["index"]
+        for kind, found, specs in (
+            ("input", interpreter.get_input_details(), self.inputs),
+            ("output", interpreter.get_output_details(), self.outputs),
+        ):
+            self._check_count(kind, len(found), specs)
+            for one, spec in zip(found, specs, strict=True):
+                self._check_io(kind, spec, one["shape_signature"], one["dtype"])
+                self._check_quantization(kind, spec, one["quantization"])
+        for one, spec in zip(interpreter.get_input_details(), self.inputs, strict=True):
+            wanted = [positive(d) or 1 for d in spec["shape"]]
+            if list(one["shape"]) != wanted:
+                interpreter.resize_tensor_input(one["index"], wanted, strict=True)
+        interpreter.allocate_tensors()
+        return interpreter
 
     def _check_quantization(self, kind: str, spec: Spec, found: tuple[float, int]) -> None:
         """Raise RuntimeError if the file itself carries another scale or zero point than the request."""
@@ -61,17 +104,6 @@ class Adapter(BaseAdapter):
             raise RuntimeError(
                 f"{self.path}: {kind} scale and zero point are {found}, the artifact says {wanted}"
             )
-
-    def _place(self, native: npt.NDArray[Any]) -> None:
-        self._interpreter.set_tensor(self._source, native)
-
-    def invoke(self) -> None:
-        """Run once on the prepared input."""
-        self._interpreter.invoke()
-
-    def _fetch(self) -> npt.NDArray[Any]:
-        output: npt.NDArray[Any] = self._interpreter.get_tensor(self._sink)
-        return output
 
     def describe(self) -> dict[str, Any]:
         """Return the report; an op's precision is that of its input and weights, in or out of a delegate."""

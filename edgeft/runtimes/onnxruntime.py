@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from .base import BaseAdapter, count
+from .base import Array, BaseAdapter, Lane, Spec, count, positive, tensor
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -44,16 +44,72 @@ _PRECISION = {
 }
 _DTYPES = {
     "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
     "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(uint16)": "uint16",
     "tensor(int32)": "int32",
+    "tensor(uint32)": "uint32",
+    "tensor(int64)": "int64",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
 }
+
+
+def signature(path: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the `inputs` and `outputs` that a file says it has. Raises RuntimeError if it is no model."""
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(path, settings, providers=[PROVIDERS["cpu"]])
+    except _REFUSALS as error:
+        raise RuntimeError(str(error)) from error
+    found = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    return {
+        kind: [tensor(t.name, t.shape, _dtype(path, t)) for t in tensors] for kind, tensors in found.items()
+    }
+
+
+def _dtype(path: str, found: Any) -> str:
+    if found.type not in _DTYPES:
+        raise RuntimeError(f"{path}: {found.name} has type {found.type}; allowed are {sorted(_DTYPES)}")
+    return _DTYPES[found.type]
+
+
+class _Binding(Lane):
+    """An I/O binding; a session runs several at a time."""
+
+    def __init__(
+        self, session: ort.InferenceSession, inputs: Sequence[Spec], outputs: Sequence[Spec]
+    ) -> None:
+        self._session, self._inputs, self._outputs = session, inputs, outputs
+        self._binding = session.io_binding()
+        self.natives: Sequence[Array] = ()
+        """What was placed last."""
+
+    def place(self, natives: Sequence[Array]) -> None:
+        self.natives = natives  # the binding shares their memory without holding on to it
+        self._binding.clear_binding_inputs()
+        for spec, native in zip(self._inputs, natives, strict=True):
+            self._binding.bind_cpu_input(spec["name"], native)
+        for spec in self._outputs:
+            self._binding.bind_output(spec["name"])
+
+    def invoke(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def fetch(self) -> list[Array]:
+        outputs: list[Array] = self._binding.copy_outputs_to_cpu()
+        return outputs
 
 
 class Adapter(BaseAdapter):
     """A file in an `InferenceSession`; `options` are session configuration entries."""
 
-    def _open(self) -> None:
+    def _open(self) -> Sequence[Lane]:
         self._session = self._create(ort.SessionOptions())
         source, sink = self._session.get_inputs(), self._session.get_outputs()
         for kind, found, specs in (("input", source, self.inputs), ("output", sink, self.outputs)):
@@ -61,12 +117,11 @@ class Adapter(BaseAdapter):
                 raise RuntimeError(
                     f"{self.path}: {kind}s are {[t.name for t in found]}, not {[s['name'] for s in specs]}"
                 )
-            if found[0].type not in _DTYPES:
-                raise RuntimeError(
-                    f"{self.path}: {kind} has type {found[0].type}; allowed are {sorted(_DTYPES)}"
-                )
-            self._check_io(kind, specs[0], found[0].shape, _DTYPES[found[0].type])
-        self._binding = self._session.io_binding()
+            for one, spec in zip(found, specs, strict=True):
+                self._check_io(kind, spec, one.shape, _dtype(self.path, one))
+        bindings = [_Binding(self._session, self.inputs, self.outputs) for _ in range(self.streams)]
+        self._first = bindings[0]
+        return bindings
 
     def _create(self, settings: ort.SessionOptions) -> ort.InferenceSession:
         """Return a session on exactly the provider asked for."""
@@ -79,7 +134,8 @@ class Adapter(BaseAdapter):
             raise RuntimeError(
                 f"ONNX Runtime: {provider} asked for, this build has {ort.get_available_providers()}"
             )
-        settings.intra_op_num_threads = self.threads
+        # Streams share one pool, and each calling thread works too: `threads` for every stream together.
+        settings.intra_op_num_threads = self.streams * (self.threads - 1) + 1
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         if self.device != "cpu":  # else nodes that the GPU lacks would run on the CPU without a word
@@ -93,19 +149,6 @@ class Adapter(BaseAdapter):
         if session.get_providers()[0] != provider:
             raise RuntimeError(f"ONNX Runtime: {provider} asked for, got {session.get_providers()}")
         return session
-
-    def _place(self, native: npt.NDArray[Any]) -> None:
-        self._binding.clear_binding_inputs()
-        self._binding.bind_cpu_input(self.inputs[0]["name"], native)
-        self._binding.bind_output(self.outputs[0]["name"])
-
-    def invoke(self) -> None:
-        """Run once on the prepared input."""
-        self._session.run_with_iobinding(self._binding)
-
-    def _fetch(self) -> npt.NDArray[Any]:
-        output: npt.NDArray[Any] = self._binding.copy_outputs_to_cpu()[0]
-        return output
 
     def describe(self) -> dict[str, Any]:
         """Return the report; precisions are those of the kernels that one profiled run really called."""
@@ -134,13 +177,20 @@ class Adapter(BaseAdapter):
 
     def _profile(self) -> list[dict[str, Any]]:
         """Run once under the profiler, in a session of its own, and return each executed node's arguments."""
-        shape = [1, *self.inputs[0]["shape"][1:]]
+        # Zeros are no input for every model (a division by them fails): take what ran last, if anything did.
+        natives = self._first.natives or [
+            np.zeros([positive(d) or 1 for d in spec["shape"]], spec["dtype"]) for spec in self.inputs
+        ]
+        feed = {spec["name"]: native for spec, native in zip(self.inputs, natives, strict=True)}
         settings = ort.SessionOptions()
         with tempfile.TemporaryDirectory() as folder:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             session = self._create(settings)
-            session.run(None, {self.inputs[0]["name"]: np.zeros(shape, self.inputs[0]["dtype"])})
+            try:
+                session.run(None, feed)
+            except _REFUSALS as error:
+                raise RuntimeError(str(error)) from error
             events = json.loads(Path(session.end_profiling()).read_text())
         return [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from edgeft import measure, target
 from edgeft.errors import MeasurementError, MissingDependencyError
 from edgeft.measure import session as sessions
 from edgeft.measure.session import Session, build_zipapp
+from edgeft.runtimes.base import from_native
 from edgeft.types import ExportedArtifact, QuantCoverage, TensorSpec
 
 SIZE, CHANNELS, CLASSES = 16, 8, 5
@@ -139,6 +142,28 @@ def test_predict_agrees_with_numpy_and_reads_back_the_precision(files, inputs, f
         assert measure.parity(logits, wanted.astype(np.float32), OUT_SCALE).within_2_lsb == 1.0
     if options:
         assert report.details["inference_precision"] == "f32"
+
+
+@pytest.mark.parametrize(("form", "runtime"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_an_input_lives_until_it_is_used(files, inputs, form, runtime):
+    """A runtime that reads an array in place must hold it: freed memory is soon somebody else's."""
+    made, runtime_of = files[form, "int8"], profile(runtime).runtime
+    adapter = importlib.import_module(f"edgeft.runtimes.{runtime}").Adapter(
+        str(made.path),
+        device=runtime_of.device,
+        threads=1,
+        options=runtime_of.options,
+        inputs=[dataclasses.asdict(spec) for spec in made.inputs],
+        outputs=[dataclasses.asdict(spec) for spec in made.outputs],
+    )
+    (lane,) = adapter.lanes
+    for i in range(len(inputs)):
+        lane.place(adapter.natives([inputs], i))
+        clutter = [np.full_like(inputs[:1], np.nan) for _ in range(50)]
+        lane.invoke()
+        logits = from_native(lane.fetch()[0], adapter.outputs[0])
+        assert np.abs(logits - reference(inputs[i : i + 1])).max() <= 1.5 * OUT_SCALE
+        del clutter
 
 
 def test_onnxruntime_tells_float_kernels_from_integer_ones(tmp_path, inputs):

@@ -8,6 +8,7 @@ import pytest
 from edgeft import measure, target
 from edgeft.errors import MeasurementError, MissingDependencyError
 from edgeft.measure import host
+from edgeft.measure.transports import probe
 from edgeft.types import LatencyResult, RuntimeReport
 
 
@@ -75,24 +76,24 @@ def test_ratio_refuses_what_was_not_timed_together():
 
 def test_the_isa_floor_needs_one_of_its_flags(monkeypatch):
     profile = target.load("cpu-onnxruntime")
-    monkeypatch.setattr(host, "cpu_flags", lambda: frozenset({"avx2", "avx_vnni"}))
+    monkeypatch.setattr(host, "cpu_flags", lambda _: frozenset({"avx2", "avx_vnni"}))
     measure.check_isa_floor(profile)
-    monkeypatch.setattr(host, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(host, "cpu_flags", lambda _: frozenset({"avx2"}))
     with pytest.raises(MissingDependencyError, match="avx512_vnni"):
         measure.check_isa_floor(profile)
     measure.check_isa_floor(target.load("cpu-litert"))  # has no floor
 
 
-def test_cpu_flags_of_x86_and_arm_are_read(monkeypatch, tmp_path):
-    info = tmp_path / "cpuinfo"
-    monkeypatch.setattr(host, "_CPUINFO", info)
+def test_cpu_flags_of_x86_and_arm_are_read(tmp_path):
+    info = tmp_path / "proc/cpuinfo"
+    info.parent.mkdir()
     info.write_text(
         "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx2 avx512_vnni\n\nprocessor\t: 1\n"
     )
-    assert host.cpu_flags() >= {"avx2", "avx512_vnni"}
-    assert measure.host_fingerprint()["cpu"] == "Some CPU"
+    assert probe.cpu_flags(tmp_path) >= {"avx2", "avx512_vnni"}
+    assert probe.machine(tmp_path)["cpu"] == "Some CPU"
     info.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
-    assert measure.host_fingerprint()["flags"] == ["asimd", "asimddp"]
+    assert probe.machine(tmp_path)["flags"] == ["asimd", "asimddp"]
 
 
 def test_the_fingerprint_is_plain_data():

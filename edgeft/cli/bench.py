@@ -1,0 +1,135 @@
+"""`edgeft bench`: latency, throughput and accuracy of packages and of model files from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from edgeft.cli import console
+from edgeft.errors import ConfigError, ExitCode
+
+_MODELS = typer.Argument(
+    help="Packages (folders or archives) and .onnx, .xml or .tflite files.", metavar="PACKAGE_OR_FILE..."
+)
+
+# Columns that are told in a line per file, so that the figures fit side by side.
+_BELOW = ("runs", "precision", "runs on", "fed with")
+
+
+def _option(name: str, metavar: str, text: str, **limits: Any) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, **limits)
+
+
+def bench(
+    models: Annotated[list[str], _MODELS],
+    inputs: Annotated[
+        Path | None,
+        _option("--inputs", "FOLDER", "Real samples: what a package takes, else .npy or .npz arrays."),
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="Feed random numbers instead of samples; the result says so.")
+    ] = False,
+    shape: Annotated[
+        list[str] | None, _option("--shape", "NAME=1,3,224,224", "Size of an input with free dimensions.")
+    ] = None,
+    batch: Annotated[int, _option("--batch", "N", "Samples per inference.", min=1)] = 1,
+    threads: Annotated[
+        int | None, _option("--threads", "N", "Threads per inference; the package's, else 1.", min=1)
+    ] = None,
+    streams: Annotated[
+        int, _option("--streams", "N", "Measure throughput too, with N inferences at a time.", min=1)
+    ] = 1,
+    device: Annotated[str | None, _option("--device", "NAME", "The runtime's own name of a device.")] = None,
+    option: Annotated[
+        list[str] | None, _option("--option", "KEY=VALUE", "A setting of the runtime; may be repeated.")
+    ] = None,
+    host: Annotated[str, _option("--host", "ADDRESS", "Measure there: user@board, or adb:SERIAL.")] = "",
+    processes: Annotated[int, _option("--processes", "N", "Fresh processes per file.", min=1)] = 5,
+    runs: Annotated[int, _option("--runs", "N", "Least steady runs of each process.", min=1)] = 50,
+    duration: Annotated[
+        float, _option("--duration", "SECONDS", "Least time over the steady runs of each process.", min=0.0)
+    ] = 1.0,
+    warm_up: Annotated[
+        float | None,
+        _option("--warm-up", "SECONDS", "Warm-up before them; a tenth of --duration.", min=0.0),
+    ] = None,
+    data: Annotated[
+        Path | None, _option("--data", "DIR", "Labelled samples: measure the accuracy of packages too.")
+    ] = None,
+    html: Annotated[Path | None, _option("--html", "FILE", "Write a page with figures.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record, raw samples included, as JSON on stdout.")
+    ] = False,
+) -> int:
+    """Measure latency, memory, throughput and accuracy in fresh processes, several files in turns.
+
+    A run is one inference, nothing else; the first one and the loading of the file are told apart. Packages are fed
+    with their golden vectors unless --inputs or --random is given; a file without a package needs one of the two.
+    """
+    from edgeft import benchmarking
+    from edgeft.reporting import bench_page
+
+    if inputs is not None and random:
+        raise ConfigError("--inputs and --random exclude each other", "give one of them")
+    fed: Path | Literal["random"] | None = "random" if random else inputs
+    settings: dict[str, Any] = {
+        "threads": threads,
+        "device": device,
+        "options": dict(_pair(text, "--option", "KEY=VALUE") for text in option or ()),
+        "host": host,
+        "inputs": fed,
+        "batch": batch,
+        "shapes": dict(_shape(text) for text in shape or ()),
+    }
+    rule = benchmarking.StopRule(
+        processes=processes, min_runs=runs, min_seconds=duration, warm_up_seconds=warm_up
+    )
+    output = console.make(to_stderr=as_json)
+    with console.StageLog(output) as log:
+        log.stage_started("bench", "opening the files")
+        subjects = [benchmarking.subject(model, **settings) for model in models]
+        done = benchmarking.benchmark_all(
+            subjects, rule, streams=streams, data=data, progress=log.stage_progress
+        )
+    record = benchmarking.record(done)
+    if html is not None:
+        bench_page.write_html(record, html)
+    if as_json:
+        print(json.dumps(record, indent=1, allow_nan=False))
+    else:
+        _print(record, bench_page.table(record), html)
+    return ExitCode.OK
+
+
+def _print(record: Mapping[str, Any], rows: Sequence[Mapping[str, str]], html: Path | None) -> None:
+    output = console.make()
+    console.print_table([{k: v for k, v in row.items() if k not in _BELOW} for row in rows], output)
+    for row in rows:
+        output.print(
+            f"{row['file']}: {row['runs on']}; {row['precision']}; {row['runs']} runs on {row['fed with']}",
+            soft_wrap=True,
+        )
+    for text in record["warnings"]:
+        output.print("warning:", text, soft_wrap=True)
+    if html is not None:
+        output.print(f"page: {console.shown(html)}", soft_wrap=True)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, sizes = _pair(text, "--shape", "NAME=1,3,224,224")
+    try:
+        return name, tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        raise ConfigError(f"--shape {text}: sizes are whole numbers with commas, NAME=1,3,224,224") from None
+
+
+def _pair(text: str, option: str, form: str) -> tuple[str, str]:
+    # The name of a tensor may hold a sign of equality, a list of sizes does not.
+    name, separator, value = text.rpartition("=") if option == "--shape" else text.partition("=")
+    if not (name and separator and value):
+        raise ConfigError(f"{option} {text}: allowed is {form}")
+    return name, value

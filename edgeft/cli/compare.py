@@ -1,0 +1,118 @@
+"""`edgeft compare`: is head slower than base? Exit code 0 no, 1 yes, 4 if the time was not enough to tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from edgeft.cli import console
+from edgeft.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from edgeft.benchmarking import Comparison
+    from edgeft.types import Estimate
+
+_EXIT_CODES: Final = {
+    "pass": ExitCode.OK,
+    "fail": ExitCode.CHECK_FAILED,
+    "inconclusive": ExitCode.INCONCLUSIVE,
+}
+
+
+def _model(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=f"A package, or an .onnx, .xml or .tflite file: {text}")
+
+
+def _option(name: str, metavar: str, text: str, **limits: Any) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, **limits)
+
+
+def compare(
+    base: Annotated[str, _model("BASE", "what is released.")],
+    head: Annotated[str, _model("HEAD", "what is to be released.")],
+    limit: Annotated[
+        float, _option("--limit", "RATIO", "Largest acceptable ratio of head's p50 latency to base's.")
+    ] = 1.05,
+    time_limit: Annotated[
+        float, _option("--time-limit", "SECONDS", "When to give up on an answer that is not clear.")
+    ] = 60.0,
+    inputs: Annotated[
+        Path | None,
+        _option("--inputs", "FOLDER", "Real samples: what a package takes, else .npy or .npz arrays."),
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="Feed random numbers instead of samples; the result says so.")
+    ] = False,
+    threads: Annotated[
+        int | None, _option("--threads", "N", "Threads per inference; the packages', else 1.", min=1)
+    ] = None,
+    device: Annotated[str | None, _option("--device", "NAME", "The runtime's own name of a device.")] = None,
+    host: Annotated[str, _option("--host", "ADDRESS", "Measure there: user@board, or adb:SERIAL.")] = "",
+    output: Annotated[
+        Path | None, _option("--output", "FILE", "Write the record, which `edgeft gate --compare` reads.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record, raw samples included, as JSON on stdout.")
+    ] = False,
+) -> int:
+    """Compare the latency of two models side by side, until it is clear whether HEAD is slower than allowed.
+
+    Fresh processes of both take turns; intervals are over pairs of processes and hold although they are looked at
+    several times. Measuring stops as soon as the interval lies on one side of --limit.
+    """
+    from edgeft import benchmarking
+
+    if inputs is not None and random:
+        raise ConfigError("--inputs and --random exclude each other", "give one of them")
+    fed: Path | Literal["random"] | None = "random" if random else inputs
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output {output}: there is no folder {output.parent}", "create it first")
+    with console.StageLog(console.make(to_stderr=as_json)) as log:
+        log.stage_started("compare", "opening the files")
+        found = benchmarking.compare(
+            base,
+            head,
+            limit=limit,
+            time_limit_seconds=time_limit,
+            threads=threads,
+            device=device,
+            host=host,
+            inputs=fed,
+            progress=log.stage_progress,
+        )
+    record = json.dumps(found.record(), allow_nan=False)
+    if output is not None:
+        output.write_text(record + "\n", encoding="utf-8")
+    if as_json:
+        print(record)
+    else:
+        _print(found, output)
+    return _EXIT_CODES[found.outcome]
+
+
+def _print(found: Comparison, output: Path | None) -> None:
+    screen, decision = console.make(), found.decision
+    rows = [
+        {"": side, "p50": f"{timed.p50_ms:.4g} ms", "p95": f"{timed.p95_ms:.4g} ms"}
+        for side, timed in (("base", found.base), ("head", found.head))
+    ]
+    rows += [
+        {"": "head / base", "p50": _interval(decision.p50), "p95": _interval(decision.p95)},
+        {"": "base / itself (noise)", "p50": _interval(decision.noise), "p95": ""},
+    ]
+    for side, timed in (("base", found.base), ("head", found.head)):
+        screen.print(f"{side}: {timed.subject.name}, fed with {timed.subject.inputs_origin}", soft_wrap=True)
+    console.print_table(rows, screen)
+    check = {"outcome": found.outcome, "target": "", "name": "latency", "detail": found.stopped}
+    console.print_verdict(
+        {"outcome": found.outcome, "reference": "", "checks": [check], "notes": found.warnings}, screen
+    )
+    if output is not None:
+        screen.print(f"record: {console.shown(output)}", soft_wrap=True)
+
+
+def _interval(ratio: Estimate) -> str:
+    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from edgeft.errors import MeasurementError
 from edgeft.measure.quality import require_scorable
@@ -236,6 +236,8 @@ def _top(logits: FloatArray, labels: IntArray) -> Estimate:
 
 def _roc_auc(logits: FloatArray, labels: IntArray) -> Estimate:
     """Return the share of pairs that are in order (Mann-Whitney), ties counting half."""
+    from scipy import stats  # takes a second to import, and nothing else here needs it
+
     scores = np.asarray(logits, dtype=np.float64)
     ranks = stats.rankdata(scores[:, 1] - scores[:, 0])
     positive = labels == 1

@@ -60,15 +60,6 @@ def test_without_discordant_pairs_the_interval_keeps_its_width():
     assert st.tango_interval(0, 7, 7)[0] == -1.0
 
 
-@pytest.mark.parametrize("n", [100, 431, 2200])
-@pytest.mark.parametrize("discordant", [0.02, 0.06, 0.2])
-@pytest.mark.parametrize("margin", [0.01, 0.02])
-def test_a_model_worse_by_the_margin_passes_in_at_most_6_percent(n, discordant, margin):
-    b, c = pairs(np.random.default_rng(n), n, discordant, min(margin, discordant), 40_000)
-    passed = st.tango_score(b, c, n, margin) < -stats.norm.isf(0.05)
-    assert passed.mean() <= 0.06
-
-
 @pytest.mark.parametrize(("n", "discordant", "drop"), [(60, 0.1, 0.03), (431, 0.03, 0.0), (431, 0.05, 0.02)])
 def test_the_interval_covers(n, discordant, drop):
     b, c = pairs(np.random.default_rng(1), n, discordant, drop, 600)
@@ -80,34 +71,6 @@ def test_the_interval_covers(n, discordant, drop):
     assert covered / 600 >= 0.93
 
 
-def test_power_is_that_of_simulation():
-    for n, margin, discordant in [(431, 0.01, 0.02), (431, 0.03, 0.05), (1300, 0.01, 0.02), (50, 0.1, 0.02)]:
-        b, c = pairs(np.random.default_rng(2), n, discordant, 0.0, 40_000)
-        passed = st.tango_score(b, c, n, margin) < -stats.norm.isf(0.05)
-        assert st.non_inferiority_power(n, margin, discordant) == pytest.approx(passed.mean(), abs=0.01)
-
-
-def test_the_figures_of_the_design():
-    # 431 samples, 2 % discordant: an equal model passes a 1-point margin only about 39 % of the time.
-    assert st.non_inferiority_power(431, 0.01) == pytest.approx(0.39, abs=0.02)
-    # About 2,200 samples make it nearly always pass; 1,300 do in four of five cases.
-    assert st.non_inferiority_power(2200, 0.01) == pytest.approx(0.94, abs=0.01)
-    assert st.samples_needed(0.01, power=0.94) == pytest.approx(2200, rel=0.05)
-    assert st.samples_needed(0.01, power=0.8) == pytest.approx(1320, rel=0.05)
-
-
-@pytest.mark.parametrize("n", [20, 100, 431, 5000])
-def test_the_certifiable_margin_has_the_power_and_no_smaller_one_does(n):
-    margin = st.certifiable_margin(n)
-    assert st.non_inferiority_power(n, margin) >= 0.8
-    assert st.non_inferiority_power(n, margin - 2e-5) < 0.8
-
-
-def test_margin_and_samples_are_each_others_inverse():
-    for margin in (0.01, 0.03):
-        assert st.certifiable_margin(st.samples_needed(margin)) == pytest.approx(margin, rel=0.03)
-
-
 def test_wilson_interval_matches_the_textbook():
     assert st.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe (1998)
     assert st.wilson_interval(0, 20)[0] == 0.0
@@ -115,15 +78,11 @@ def test_wilson_interval_matches_the_textbook():
 
 
 def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs():
-    assert st.mcnemar_exact(0, 0) == 1.0
+    assert st.mcnemar_exact(0, 0) == st.mcnemar_exact(4, 4) == 1.0
+    for b, c in [(1, 0), (7, 2), (30, 41)]:
+        assert st.mcnemar_exact(b, c) == pytest.approx(stats.binomtest(b, b + c).pvalue)
     assert st.mcnemar_exact(10, 0) == pytest.approx(2 / 2**10)
     assert st.mcnemar_exact(3, 9) == st.mcnemar_exact(9, 3)
-
-
-def test_holm_keeps_order_steps_down_and_never_exceeds_one():
-    assert st.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert st.holm([0.5, 0.9]) == [1.0, 1.0]
-    assert st.holm([]) == []
 
 
 @pytest.mark.parametrize(("processes", "shared"), [(6, 0.02), (6, 0.1), (10, 0.1)])

@@ -1,0 +1,154 @@
+"""The baseline file, ``edgeft-baseline`` version 1: what a release is judged against, kept in version control.
+
+Keys: ``schema version samples release anchor``. ``samples`` (`samples.SampleSet`) are the test samples, once;
+``release`` is the last release and ``anchor`` an older one that stays where it is, so that drops which are too small
+to be seen one by one cannot add up; it is null as long as the release is its own anchor. Both are `Release`: figures,
+fingerprints and provenance, and per target the predicted class of every sample, in the order of the samples.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from edgeft.errors import WorkspaceError
+from edgeft.gating import documents
+from edgeft.gating.samples import SampleSet, decode
+from edgeft.schema import Strict
+
+SCHEMA: Final = "edgeft-baseline"
+VERSION: Final = 1
+_HINT: Final = "take it from version control, or write a new one: edgeft gate REPORT --baseline FILE --update"
+# A list of figures or names that json.dumps spread over lines; lists of whole lines of text stay as they are.
+_SHORT_LIST = re.compile(r'\[\n\s*((?:"[^"\n]{0,24}"|[-+.\deE]+|true|false|null)(?:,\n\s*(?:"[^"\n]{0,24}"|'
+                         r'[-+.\deE]+|true|false|null))*)\n\s*\]')  # fmt: skip
+
+
+class Coverage(Strict):
+    """Int8 share of MAC ops, 0..1, without those that are float on purpose."""
+
+    file: float
+    executed: float
+
+
+class Parity(Strict):
+    """Agreement with the program that a file was made from."""
+
+    samples: Annotated[int, Field(ge=1)]
+    flips: int
+    confident_flips: int
+
+
+class Latency(Strict):
+    """Of the release's own report: advisory, for two reports are not measured side by side."""
+
+    p50_ms: float
+    p90_ms: float
+    threads: int
+    evidence: str
+    runtime: str
+
+
+class TargetRelease(Strict):
+    """One target's file, what it weighs, and what it predicts."""
+
+    scheme: str
+    files: dict[str, str]
+    """Name -> SHA-256."""
+    size_bytes: int
+    float_size_bytes: int
+    arena_bytes: int | None = None
+    flash_bytes: int | None = None
+    coverage: Coverage | None
+    """Of int8 files."""
+    parity: Parity
+    latency: Latency
+    accuracy: float
+    predictions: list[str]
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The SHA-256 of every file."""
+        return frozenset(self.files.values())
+
+
+class Release(Strict):
+    """One release: provenance, fingerprints, and its targets."""
+
+    name: str
+    created: str
+    edgeft: str
+    commit: str
+    accepted: str
+    """Why it was taken although the gate did not pass it; empty if it did."""
+    recipe_hash: str
+    data_fingerprint: str
+    trained: bool
+    """Whether any stage trained its weights."""
+    macs: int | None
+    limits: dict[str, Any]
+    """The recipe's [gate] section."""
+    host: dict[str, Any]
+    versions: dict[str, str]
+    targets: dict[str, TargetRelease]
+
+    @property
+    def title(self) -> str:
+        """Name, date and commit, for people."""
+        commit = f", commit {self.commit[:9]}" if self.commit else ""
+        return f"{self.name} of {self.created[:10]}{commit}"
+
+
+class Baseline(Strict):
+    """The whole file."""
+
+    schema_: Annotated[Literal["edgeft-baseline"], Field(alias="schema")] = "edgeft-baseline"
+    version: Literal[1] = VERSION
+    samples: SampleSet
+    release: Release
+    anchor: Release | None
+
+    @property
+    def pinned(self) -> Release:
+        """The anchor, which is the release itself if there is no older one."""
+        return self.anchor or self.release
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline file.
+
+    Raises:
+        ConfigError: It is missing, not JSON, of another version, damaged or incomplete.
+    """
+    document = documents.read(path, schema=SCHEMA, version=VERSION, hint=_HINT)
+    baseline = documents.validated(Baseline, document, path, _HINT)
+    samples = baseline.samples
+    samples.label_indices(str(path))
+    for part, release in (("release", baseline.release), ("anchor", baseline.pinned)):
+        for name, target in release.targets.items():
+            where = f"{path}: {part}.targets.{name}.predictions"
+            decode(target.predictions, len(samples.classes), samples.count, where)
+    return baseline
+
+
+def write_baseline(baseline: Baseline, path: Path) -> Path:
+    """Write a baseline file, complete or not at all. Returns `path`.
+
+    Raises:
+        WorkspaceError: It cannot be written.
+    """
+    document = baseline.model_dump(mode="json", by_alias=True)
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise WorkspaceError(f"{path}: cannot be written ({error})") from error
+    return path

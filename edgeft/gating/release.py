@@ -1,0 +1,348 @@
+"""What is judged: a release as the gate sees it, from the report of a run or from one package."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgeft.errors import ConfigError
+from edgeft.gating import documents
+from edgeft.gating.baseline import Coverage, Latency, Parity, Release, TargetRelease
+from edgeft.gating.samples import SampleSet, encode
+from edgeft.preprocessing import Preprocessing
+from edgeft.recipe import Gate
+from edgeft.types import AccuracyResult, ExportedArtifact, IntArray
+
+REPORT_SCHEMA: Final = "edgeft-report"
+REPORT_VERSION: Final = 1
+_HINT: Final = "a run writes report.json when it is finished: edgeft run RECIPE"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A release that is to be judged, the samples that it was scored on, and the limits of its recipe."""
+
+    samples: SampleSet
+    release: Release
+    gate: Gate
+    own_outcome: str = ""
+    """What the run itself said of it."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class _File(_Part):
+    name: str
+    sha256: str
+
+
+class _Coverage(_Part):
+    ratio: float
+
+
+class _Artifact(_Part):
+    files: list[_File]
+    scheme: str
+    size_bytes: int
+    coverage: _Coverage
+
+
+class _Accuracy(_Part):
+    predictions: list[int]
+
+
+class _Parity(_Part):
+    samples: Annotated[int, Field(ge=1)]
+    flips: int
+    confident_flips: int
+
+
+class _Runtime(_Part):
+    runtime: str
+    version: str
+
+
+class _Latency(_Part):
+    p50_ms: float
+    p90_ms: float
+    threads: int
+    evidence: str
+    runtime: _Runtime
+
+
+class _Memory(_Part):
+    arena_bytes: int | None = None
+    flash_bytes: int | None = None
+
+
+class _Target(_Part):
+    target: str
+    artifact: _Artifact
+    baseline: _Artifact
+    accuracy: _Accuracy
+    parity: _Parity
+    latency: _Latency
+    memory: _Memory | None = None
+
+
+class _Check(_Part):
+    name: str
+    target: str
+    values: dict[str, Any] = {}
+
+
+class _Verdict(_Part):
+    outcome: str
+    checks: list[_Check]
+
+
+class _Samples(_Part):
+    ids: list[str]
+    labels: list[int]
+
+
+class _Data(_Part):
+    classes: list[str]
+    fingerprint: str
+    preprocessing: dict[str, Any] | None = None
+
+
+class _Stage(_Part):
+    name: str
+
+
+class _Report(_Part):
+    """As much of a report as the gate reads."""
+
+    name: str
+    created: str
+    recipe: dict[str, Any]
+    recipe_hash: str
+    data: _Data
+    about_model: dict[str, Any] = Field(alias="model")
+    samples: _Samples
+    stages: list[_Stage]
+    targets: list[_Target]
+    verdict: _Verdict
+    host: dict[str, Any]
+    versions: dict[str, str]
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read the report of a run as it is. Raises `ConfigError` unless it is one, whole, and of this version."""
+    return documents.read(path, schema=REPORT_SCHEMA, version=REPORT_VERSION, hint=_HINT)
+
+
+def read_report(path: Path) -> Candidate:
+    """Read what the gate needs of a run's report, with the commit of the folder's repository if there is one.
+
+    Raises:
+        ConfigError: It is missing, truncated, of another version, damaged, or has no samples.
+    """
+    document = read_document(path)
+    return from_report(document, where=str(path), commit=commit_of(path.resolve().parent))
+
+
+def from_report(document: Mapping[str, Any], *, where: str = "report", commit: str = "") -> Candidate:
+    """Take what the gate needs from a report document.
+
+    Args:
+        document: ``edgeft-report`` version 1.
+        where: What it was read from, for messages.
+        commit: That the run was made from, if known.
+
+    Raises:
+        ConfigError: It is incomplete or damaged, or has no targets or no samples.
+    """
+    report = documents.validated(_Report, dict(document), where, _HINT)
+    labels = _indices(report.samples.labels, len(report.data.classes), f"{where}: samples.labels")
+    _require_scored(where, len(report.samples.ids), len(labels), len(report.targets))
+    samples, order = SampleSet.of(report.samples.ids, labels, report.data.classes, report.data.preprocessing)
+    release = Release(
+        name=report.name,
+        created=report.created,
+        edgeft=report.versions.get("edgeft", ""),
+        commit=commit,
+        accepted="",
+        recipe_hash=report.recipe_hash,
+        data_fingerprint=report.data.fingerprint,
+        trained=_is_trained(report.recipe),
+        macs=report.about_model.get("macs", {}).get("after"),
+        limits=report.recipe.get("gate") or {},
+        host=report.host,
+        versions=report.versions,
+        targets={target.target: _target(target, labels, order, report, where) for target in report.targets},
+    )
+    # Keys of a newer recipe's [gate] that this edgeft does not know are for that one to judge by.
+    known = {key: value for key, value in release.limits.items() if key in Gate.model_fields}
+    return Candidate(
+        samples=samples,
+        release=release,
+        gate=Gate.model_validate(known),
+        own_outcome=report.verdict.outcome,
+    )
+
+
+def from_package(
+    manifest: Mapping[str, Any],
+    artifact: ExportedArtifact,
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+    accuracy: AccuracyResult,
+    *,
+    gate: Gate | None = None,
+    host: Mapping[str, Any] | None = None,
+) -> Candidate:
+    """Make a release of one package that was scored on labelled data.
+
+    Args:
+        manifest: The package's.
+        artifact: Its file.
+        preprocessing: Its own.
+        labels: Names of its classes.
+        accuracy: Its predictions on the data.
+        gate: Limits; the defaults without.
+        host: Fingerprint of the host that its latency was measured on, as far as known.
+
+    Raises:
+        ConfigError: There are no samples.
+    """
+    target, metrics = manifest["target"]["id"], manifest["metrics"]
+    _require_scored(target, len(accuracy.ids), len(accuracy.labels), 1)
+    samples, order = SampleSet.of(accuracy.ids, accuracy.labels, labels, preprocessing.to_dict())
+    parity, latency = metrics["parity"], metrics["latency"]
+    ratio = artifact.coverage.ratio
+    release = Release(
+        name=target,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        edgeft=manifest["versions"].get("edgeft", ""),
+        commit="",
+        accepted="",
+        recipe_hash=manifest["recipe_hash"],
+        data_fingerprint=manifest["data_fingerprint"],
+        trained=True,
+        macs=None,
+        limits={} if gate is None else gate.model_dump(mode="json", exclude_none=True),
+        host=dict(host or {}),
+        versions=dict(manifest["versions"]),
+        targets={
+            target: TargetRelease(
+                scheme=artifact.scheme,
+                files=dict(artifact.sha256),
+                size_bytes=artifact.size_bytes,
+                float_size_bytes=0,
+                # What a runtime executes is found out when a package is made; the manifest tells of the file.
+                coverage=Coverage(file=ratio, executed=ratio) if artifact.scheme == "int8" else None,
+                parity=Parity(**{key: parity[key] for key in Parity.model_fields}),
+                latency=Latency(
+                    p50_ms=latency["p50_ms"],
+                    p90_ms=latency["p90_ms"],
+                    threads=manifest["runtime"]["threads"],
+                    evidence=manifest["evidence"],
+                    runtime=f"{manifest['runtime']['name']} {manifest['runtime']['version']}",
+                ),
+                accuracy=accuracy.accuracy,
+                predictions=encode(accuracy.predictions[order], len(labels)),
+            )
+        },
+    )
+    return Candidate(samples=samples, release=release, gate=gate or Gate())
+
+
+def commit_of(folder: Path) -> str:
+    """Return the commit that a folder's repository is at, marked where its files differ; empty without git."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        found = subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=False, env=environment
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def _target(target: _Target, labels: IntArray, order: Any, report: _Report, where: str) -> TargetRelease:
+    place = f"{where}: target {target.target}"
+    classes = len(report.data.classes)
+    predictions = _indices(target.accuracy.predictions, classes, f"{place}: predictions")
+    if len(predictions) != len(labels):
+        raise ConfigError(
+            f"{place}: {len(predictions)} predictions for {len(labels)} samples",
+            "the report is damaged: run the recipe again",
+        )
+    latency = target.latency
+    memory = target.memory or _Memory()
+    return TargetRelease(
+        scheme=target.artifact.scheme,
+        files={file.name: file.sha256 for file in target.artifact.files},
+        size_bytes=target.artifact.size_bytes,
+        float_size_bytes=target.baseline.size_bytes,
+        arena_bytes=memory.arena_bytes,
+        flash_bytes=memory.flash_bytes,
+        coverage=_coverage(target, report.verdict.checks),
+        parity=Parity(
+            samples=target.parity.samples,
+            flips=target.parity.flips,
+            confident_flips=target.parity.confident_flips,
+        ),
+        latency=Latency(
+            p50_ms=latency.p50_ms,
+            p90_ms=latency.p90_ms,
+            threads=latency.threads,
+            evidence=latency.evidence,
+            runtime=f"{latency.runtime.runtime} {latency.runtime.version}",
+        ),
+        accuracy=float((predictions == labels).mean()),
+        predictions=encode(predictions[order], classes),
+    )
+
+
+def _coverage(target: _Target, checks: Sequence[_Check]) -> Coverage | None:
+    """Return what the run's own verdict says, for it knows which layers are in float on purpose."""
+    if target.artifact.scheme != "int8":
+        return None
+    for check in checks:
+        if (check.name, check.target) == ("coverage", target.target):
+            return Coverage(file=check.values["file"], executed=check.values["executed"])
+    ratio = target.artifact.coverage.ratio
+    return Coverage(file=ratio, executed=ratio)
+
+
+def _require_scored(where: str, ids: int, labels: int, targets: int) -> None:
+    if not targets:
+        raise ConfigError(f"{where}: there is no target in it to judge", _HINT)
+    if not ids:
+        raise ConfigError(
+            f"{where}: zero test samples: no accuracy can be compared",
+            "give the test split at least one sample",
+        )
+    if ids != labels:
+        raise ConfigError(f"{where}: {ids} sample ids and {labels} labels", "run the recipe again")
+
+
+def _indices(values: Sequence[int], classes: int, where: str) -> IntArray:
+    indices = np.asarray(values, dtype=np.int64)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < classes:
+        raise ConfigError(
+            f"{where}: class indices from {indices.min()} to {indices.max()}; there are {classes} classes",
+            "the report is damaged: run the recipe again",
+        )
+    return indices
+
+
+def _is_trained(recipe: Mapping[str, Any]) -> bool:
+    """Say whether any stage of a recipe trained weights."""
+    finetune, quantize = recipe.get("finetune") or {}, recipe.get("quantize") or {}
+    methods = finetune.get("method", "none"), quantize.get("method", "ptq")
+    return methods != ("none", "ptq") or bool(recipe.get("prune"))

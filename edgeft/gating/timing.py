@@ -1,0 +1,183 @@
+"""Latency checks from the records of `edgeft compare` (``edgeft-compare`` version 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from edgeft.errors import ConfigError
+from edgeft.gating import documents
+from edgeft.gating.baseline import Release
+from edgeft.types import Check, Outcome
+
+SCHEMA: Final = "edgeft-compare"
+VERSION: Final = 1
+_HINT: Final = "make one: edgeft compare BASE_PACKAGE HEAD_PACKAGE --output FILE"
+# What makes one machine another as far as latency goes; the operating system's patch level does not.
+_HOST_KEYS: Final = ("cpu", "machine", "cores", "flags")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class _Side(_Part):
+    name: str
+    target: str
+    sha256: dict[str, str]
+
+
+class _Ratio(_Part):
+    ratio: float
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _is_an_interval(self) -> _Ratio:
+        if not 0.0 < self.low <= self.high:
+            raise ValueError(f"no interval of a ratio: {self.low} to {self.high}")
+        return self
+
+
+class TimingRecord(_Part):
+    """What the gate reads of a record; `source` is the file, for messages."""
+
+    source: str
+    base: _Side
+    head: _Side
+    p50: _Ratio
+    p95: _Ratio
+    pairs: int
+    host: dict[str, Any]
+    warnings: list[str]
+
+    def times(self, target: str, base: frozenset[str], head: frozenset[str]) -> bool:
+        """Say whether these are the very files of a target, by their SHA-256."""
+        sides = ((self.base, base), (self.head, head))
+        return all(
+            frozenset(side.sha256.values()) == digests and side.target in ("", target)
+            for side, digests in sides
+        )
+
+
+def read_timing(path: Path) -> TimingRecord:
+    """Read a record of `edgeft compare`.
+
+    Raises:
+        ConfigError: It is missing, not JSON, of another version, or incomplete.
+    """
+    document = documents.read(path, schema=SCHEMA, version=VERSION, hint=_HINT)
+    return documents.validated(TimingRecord, {**document, "source": str(path)}, path, _HINT)
+
+
+def require_useful(records: Sequence[TimingRecord], base: Release, head: Release) -> None:
+    """Check that every record compares a target's file of `base` with that of `head`.
+
+    Raises:
+        ConfigError: One is about other files, and which side it is; or two are about the same.
+    """
+    seen: dict[str, str] = {}
+    for record in records:
+        shared = head.targets.keys() & base.targets.keys()
+        found = [
+            name
+            for name in sorted(shared)
+            if record.times(name, base.targets[name].digests, head.targets[name].digests)
+        ]
+        if not found:
+            raise ConfigError(_stranger(record, base, head), _HINT)
+        for name in found:
+            if name in seen:
+                raise ConfigError(
+                    f"{record.source} and {seen[name]}: both compare the files of target {name}",
+                    "give one record per target: choosing among several would bias the verdict",
+                )
+            seen[name] = record.source
+
+
+def latency(
+    target: str, records: Sequence[TimingRecord], base: Release, head: Release, limit: float
+) -> Check:
+    """Judge a target's latency by its record; without one there is nothing to judge, only advice.
+
+    Args:
+        target: In both releases.
+        records: Those given, one of which may be about this target.
+        base: Release to compare with.
+        head: Release to judge.
+        limit: Largest acceptable ratio of the p50 latencies.
+    """
+    then, now = base.targets[target], head.targets[target]
+    record = next((r for r in records if r.times(target, then.digests, now.digests)), None)
+    if record is not None:
+        return _from_record(target, record, head.host, limit)
+    if then.digests == now.digests:
+        return Check(name="latency", target=target, outcome="pass", detail="the same file as the baseline's")
+    return _advice(target, base, head)
+
+
+def _from_record(target: str, record: TimingRecord, host: Mapping[str, Any], limit: float) -> Check:
+    p50, p95 = record.p50, record.p95
+    detail = (
+        f"p50 {p50.ratio:.3f} [{p50.low:.3f}, {p50.high:.3f}] of the baseline's, at most {limit:g}; "
+        f"p95 {p95.ratio:.3f} [{p95.low:.3f}, {p95.high:.3f}]; {record.pairs} interleaved process pairs"
+    )
+    outcome: Outcome = "fail" if p50.low > limit else "pass" if p50.high < limit else "inconclusive"
+    if outcome == "inconclusive":
+        detail = f"the limit is inside the interval, compare for longer (--time-limit): {detail}"
+    other = differing_host(record.host, host)
+    if other:
+        said = "above" if outcome == "fail" else "below" if outcome == "pass" else "around"
+        detail = f"advisory, {said} the limit: compared on another host than the report's ({other}): {detail}"
+        outcome = "no baseline"
+    if record.warnings:
+        detail += f"; {'; '.join(record.warnings)}"
+    values = {"ratio": p50.ratio, "low": p50.low, "high": p50.high, "limit": limit}
+    return Check(name="latency", target=target, outcome=outcome, detail=detail, values=values)
+
+
+def _advice(target: str, base: Release, head: Release) -> Check:
+    then, now = base.targets[target].latency, head.targets[target].latency
+    ratio = now.p50_ms / then.p50_ms if then.p50_ms else float("inf")
+    detail = (
+        f"advisory, not judged: {now.p50_ms:.3g} ms in this report, {then.p50_ms:.3g} ms in the baseline's "
+        f"({ratio:.2f}); two reports are not measured side by side"
+    )
+    other = differing_host(base.host, head.host)
+    if other:
+        detail += f", and these not on one host ({other})"
+    if (then.threads, then.runtime) != (now.threads, now.runtime):
+        detail += f"; {then.runtime}, {then.threads} threads -> {now.runtime}, {now.threads} threads"
+    return Check(
+        name="latency",
+        target=target,
+        outcome="no baseline",
+        detail=f"{detail}: compare the packages and give the record (edgeft compare, --compare)",
+        values={"ratio": ratio},
+    )
+
+
+def differing_host(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return in what two host fingerprints differ that latency depends on; empty if in nothing."""
+    return ", ".join(
+        f"{key} {one.get(key)!r} and {other.get(key)!r}"
+        for key in _HOST_KEYS
+        if one.get(key) != other.get(key)
+    )
+
+
+def _stranger(record: TimingRecord, base: Release, head: Release) -> str:
+    """Say which side of a record is about an unknown file."""
+    wrong = []
+    for side, name, release, role in (
+        (record.base, "base", base, "the baseline"),
+        (record.head, "head", head, "the report"),
+    ):
+        digests = frozenset(side.sha256.values())
+        if not any(digests == target.digests for target in release.targets.values()):
+            shown = ", ".join(sorted(value[:12] for value in digests))
+            wrong.append(f"{name} {side.name!r} (SHA-256 {shown}) is no file of {role}")
+    return f"{record.source}: " + ("; ".join(wrong) or "its two files are not of one target")

@@ -1,0 +1,137 @@
+"""`edgeft gate` as people and CI use it: files in, exit code out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from edgeft.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def gate(tmp_path, monkeypatch, capsys):
+    """Run the verb against baseline.json in `tmp_path`; return exit code and output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+    def run(report, *options):
+        code = main(["gate", str(report), "--baseline", "baseline.json", *options])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def test_a_life_of_releases(gate, write_report):
+    code, out = gate(write_report())
+    assert code == 0 and "NO BASELINE" in out and "--update writes it" in out
+    code, out = gate(write_report(), "--update")
+    assert code == 0 and "moves on to this release" in out and "2,000" in out
+    code, out = gate(write_report(wrong=range(4), file="b"))
+    assert code == 0 and "PASS" in out and "4 predictions differ" in out
+    code, out = gate(write_report(wrong=range(20), file="b"))
+    assert code == 4 and "INCONCLUSIVE" in out
+    code, out = gate(write_report(wrong=range(20), file="b"), "--inconclusive", "pass")
+    assert code == 0 and "INCONCLUSIVE" in out
+    code, out = gate(write_report(wrong=range(80), file="b"), "--inconclusive", "pass")
+    assert code == 1 and "FAIL" in out
+
+
+def test_an_update_never_moves_silently(gate, write_report, tmp_path):
+    gate(write_report(), "--update")
+    before = (tmp_path / "baseline.json").read_text()
+    worse = write_report(wrong=range(80), file="b")
+    code, out = gate(worse, "--update")
+    assert code == 1 and "stays as it is" in out and "--accept" in out
+    assert (tmp_path / "baseline.json").read_text() == before
+    code, out = gate(worse, "--update", "--accept", "twice as fast")
+    assert code == 0 and "80 differ" in out and "100.00%" in out and "96.00%" in out
+    stored = json.loads((tmp_path / "baseline.json").read_text())
+    assert stored["release"]["accepted"] == "twice as fast" and stored["anchor"]["accepted"] == ""
+    code, out = gate(worse)
+    assert code == 1 and "twice as fast" in out  # the anchor remembers how good it was
+    assert gate(worse, "--accept", "x")[0] == 2
+
+
+def test_a_baseline_of_other_data_is_not_replaced(gate, write_report, tmp_path):
+    gate(write_report(), "--update")
+    before = (tmp_path / "baseline.json").read_text()
+    code, out = gate(write_report(n=1000, file="b"), "--update", "--accept", "more data")
+    assert code == 2 and "1000 are not in the report" in out and "remove the file" in out
+    assert (tmp_path / "baseline.json").read_text() == before
+
+
+def test_json_says_what_happened(gate, write_report):
+    code, out = gate(write_report(), "--update", "--json")
+    assert code == 0 and json.loads(out)["updated"] is True
+    code, out = gate(write_report(wrong=range(80), file="b"), "--json")
+    verdict = json.loads(out)
+    assert code == 1 and verdict["outcome"] == "fail" and verdict["updated"] is False
+    assert {check["name"] for check in verdict["checks"]} >= {"accuracy", "size", "parity", "latency", "macs"}
+
+
+def test_files_for_ci(gate, write_report, tmp_path, monkeypatch):
+    gate(write_report(), "--update")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    files = (
+        "--junit",
+        "junit.xml",
+        "--markdown",
+        "gate.md",
+        "--history",
+        "history.jsonl",
+        "--release",
+        "1.2",
+    )
+    assert gate(write_report(wrong=range(80), file="b"), *files)[0] == 1
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+    assert int(suite.attrib["failures"]) == 2
+    assert "**❌ fail**" in (tmp_path / "gate.md").read_text()
+    assert (tmp_path / "gate.md").read_text() in (tmp_path / "summary.md").read_text()
+    (line,) = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert json.loads(line)["release"] == "1.2" and json.loads(line)["outcome"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": "edgeft-baseline", "version": 1, "samp', "not valid JSON, perhaps truncated"),
+        ('{"schema": "edgeft-baseline", "version": 7}', "version 7, this edgeft reads 1"),
+        ('{"schema": "edgeft-baseline", "version": 1}', "samples: Field required"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_message(gate, write_report, tmp_path, content, message):
+    (tmp_path / "baseline.json").write_text(content)
+    code, out = gate(write_report())
+    assert code == 2 and message in out and out.count("error:") == 1 and "Traceback" not in out
+
+
+def test_a_run_folder_is_its_report_and_nonsense_is_refused(gate, write_report, tmp_path):
+    write_report()
+    assert gate(tmp_path)[0] == 0
+    assert gate(tmp_path / "nothing.json")[0] == 2
+    gate(tmp_path, "--update")
+    assert gate(tmp_path, "--margin", "1.5")[0] == 2
+
+
+def test_ten_thousand_samples_and_five_targets_take_two_seconds_and_no_torch(write_report, tmp_path):
+    targets = ["cpu-onnxruntime", "cpu-openvino", "cpu-litert", "cpu-onnxruntime-avx2", "cpu-openvino-avx2"]
+    first = write_report("first.json", n=10_000, targets=targets)
+    second = write_report("second.json", n=10_000, targets=targets, wrong=range(25), file="b")
+    command = [sys.executable, "-m", "edgeft", "gate"]
+    baseline = ["--baseline", str(tmp_path / "baseline.json")]
+    subprocess.run([*command, str(first), *baseline, "--update"], check=True, cwd=ROOT, capture_output=True)
+    # Its own time on the processor: other tests may keep the machine busy. The bound is for machines half as fast.
+    code = (
+        "import sys, time; from edgeft.cli.main import main; "
+        f"assert main({['gate', str(second), *baseline]!r}) == 0; "
+        "assert 'torch' not in sys.modules; assert 'matplotlib' not in sys.modules; print(time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "25 predictions differ" in done.stdout
+    assert float(done.stdout.splitlines()[-1]) < 4.0

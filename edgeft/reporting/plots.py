@@ -16,7 +16,7 @@ from edgeft.reporting.rows import milliseconds, percent
 Metrics = Mapping[str, Any]
 
 # Mid tones with enough contrast on white and on near-black; the ink itself is replaced by the page's.
-_FLOAT, _FINAL, _INK = "#8a8f98", "#2f7de1", "#010203"
+FLOAT, FINAL, _INK = "#8a8f98", "#2f7de1", "#010203"
 
 
 def comparison(targets: Sequence[Mapping[str, Any]], *, unique: str) -> str:
@@ -31,7 +31,7 @@ def comparison(targets: Sequence[Mapping[str, Any]], *, unique: str) -> str:
     Returns:
         An ``<svg>`` element.
     """
-    with _drawing((11.5, 1.1 + 0.72 * len(targets)), unique) as drawing:
+    with draw((11.5, 1.1 + 0.72 * len(targets)), unique) as drawing:
         left, right = drawing.figure.subplots(1, 2, sharey=True)
         for row, target in enumerate(targets):
             _accuracy(left, row, target)
@@ -44,7 +44,7 @@ def comparison(targets: Sequence[Mapping[str, Any]], *, unique: str) -> str:
         for axes in (left, right):
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
-            axes.grid(axis="x", color=_FLOAT, alpha=0.25, linewidth=0.8)
+            axes.grid(axis="x", color=FLOAT, alpha=0.25, linewidth=0.8)
     return drawing.svg
 
 
@@ -59,16 +59,16 @@ def reliability(final: Metrics, base: Metrics | None, *, unique: str) -> str:
     Returns:
         An ``<svg>`` element.
     """
-    with _drawing((5.2, 4.6), unique) as drawing:
+    with draw((5.2, 4.6), unique) as drawing:
         upper, lower = drawing.figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-        upper.plot([0, 100], [0, 100], "--", color=_FLOAT, linewidth=1)
-        for metrics, color, shift in ((base, _FLOAT, -1), (final, _FINAL, 1)):
+        upper.plot([0, 100], [0, 100], "--", color=FLOAT, linewidth=1)
+        for metrics, color, shift in ((base, FLOAT, -1), (final, FINAL, 1)):
             if metrics is not None:
                 _reliability(upper, lower, metrics, color, shift)
         upper.set(ylabel="accuracy, % (bar: 95 % interval)", ylim=(-2, 102), xlim=(0, 100))
         lower.set(xlabel="confidence, %", ylabel="samples, %")
         for axes in (upper, lower):
-            axes.grid(color=_FLOAT, alpha=0.25, linewidth=0.8)
+            axes.grid(color=FLOAT, alpha=0.25, linewidth=0.8)
     return drawing.svg
 
 
@@ -103,17 +103,17 @@ def training(epochs: Sequence[Mapping[str, float | None]], *, unique: str) -> st
         values = [epoch.get(key) for epoch in epochs]
         return [math.nan if value is None else factor * value for value in values]
 
-    with _drawing((11.5, 3.1), unique) as drawing:
+    with draw((11.5, 3.1), unique) as drawing:
         left, right = drawing.figure.subplots(1, 2)
-        for key, color in (("train_loss", _FLOAT), ("val_loss", _FINAL)):
+        for key, color in (("train_loss", FLOAT), ("val_loss", FINAL)):
             left.plot(numbers, series(key), "o-", color=color, markersize=3.5)
-        right.plot(numbers, series("val_accuracy", 100), "o-", color=_FINAL, markersize=3.5)
+        right.plot(numbers, series("val_accuracy", 100), "o-", color=FINAL, markersize=3.5)
         left.set(xlabel="epoch", ylabel="loss")
         right.set(xlabel="epoch", ylabel="validation accuracy, %")
         for axes in (left, right):
             axes.set_xlim(0.5, len(epochs) + 0.5)
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(color=_FLOAT, alpha=0.25, linewidth=0.8)
+            axes.grid(color=FLOAT, alpha=0.25, linewidth=0.8)
     return drawing.svg
 
 
@@ -132,11 +132,11 @@ def sensitivity(
         An ``<svg>`` element, or an SVG file's text.
     """
     rows = range(len(layers))
-    colors = [_FLOAT if layer["layer"] in in_float else _FINAL for layer in layers]
+    colors = [FLOAT if layer["layer"] in in_float else FINAL for layer in layers]
     # A divergence of zero has no place on a logarithmic axis.
     floor = min((layer["kl"] for layer in layers if layer["kl"]), default=1e-9) / 2
     size = (11.5, 1.0 + 0.22 * len(layers))
-    with _drawing(size, unique, standalone=standalone) as drawing:
+    with draw(size, unique, standalone=standalone) as drawing:
         left, right = drawing.figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
         left.barh(rows, [max(layer["kl"], floor) for layer in layers], color=colors, height=0.7)
         left.set(xscale="log", xlabel="KL divergence of the outputs, nats, with this layer alone quantized")
@@ -146,12 +146,12 @@ def sensitivity(
         right.set_xlabel("share of the MACs, %")
         for axes in (left, right):
             axes.tick_params(axis="y", length=0)
-            axes.grid(axis="x", color=_FLOAT, alpha=0.25, linewidth=0.8)
+            axes.grid(axis="x", color=FLOAT, alpha=0.25, linewidth=0.8)
     return drawing.svg
 
 
 @dataclass(slots=True)
-class _Drawing:
+class Drawing:
     """A matplotlib figure that is being drawn, and the element that it becomes."""
 
     figure: Any
@@ -159,7 +159,7 @@ class _Drawing:
 
 
 @contextmanager
-def _drawing(size: tuple[float, float], unique: str, *, standalone: bool = False) -> Iterator[_Drawing]:
+def draw(size: tuple[float, float], unique: str, *, standalone: bool = False) -> Iterator[Drawing]:
     """Set up a figure of `size` inches in the page's style; at the end of the block its `svg` is there."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -169,7 +169,7 @@ def _drawing(size: tuple[float, float], unique: str, *, standalone: bool = False
     for part in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"):
         style[part] = _INK
     with mpl.rc_context(style):
-        drawing = _Drawing(Figure(figsize=size, layout="constrained"))
+        drawing = Drawing(Figure(figsize=size, layout="constrained"))
         yield drawing
         buffer = io.StringIO()
         drawing.figure.savefig(
@@ -179,7 +179,7 @@ def _drawing(size: tuple[float, float], unique: str, *, standalone: bool = False
 
 
 def _accuracy(axes: Any, row: int, target: Mapping[str, Any]) -> None:
-    for key, offset, color in (("baseline_accuracy", -0.14, _FLOAT), ("accuracy", 0.14, _FINAL)):
+    for key, offset, color in (("baseline_accuracy", -0.14, FLOAT), ("accuracy", 0.14, FINAL)):
         result = target[key]
         axes.plot([100 * result["low"], 100 * result["high"]], [row + offset] * 2, color=color, linewidth=2)
         axes.plot(100 * result["value"], row + offset, "o", color=color, markersize=7)
@@ -199,9 +199,9 @@ def _latency(axes: Any, row: int, target: Mapping[str, Any]) -> None:
         "",
         (final["p50_ms"], row),
         xytext=(base["p50_ms"], row),
-        arrowprops={"arrowstyle": "-|>", "color": _FLOAT, "alpha": 0.6, "shrinkA": 5, "shrinkB": 5},
+        arrowprops={"arrowstyle": "-|>", "color": FLOAT, "alpha": 0.6, "shrinkA": 5, "shrinkB": 5},
     )
-    for result, color in ((base, _FLOAT), (final, _FINAL)):
+    for result, color in ((base, FLOAT), (final, FINAL)):
         axes.plot([result["p10_ms"], result["p90_ms"]], [row, row], color=color, linewidth=2)
         axes.plot(result["p50_ms"], row, "o", color=color, markersize=7)
         axes.annotate(

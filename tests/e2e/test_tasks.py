@@ -18,7 +18,10 @@ from tiny_tasks import (
 )
 
 from edgeft import extras
+from edgeft import package as packages
 from edgeft import recipe as recipes
+from edgeft.benchmarking.package_gate import gate_package
+from edgeft.benchmarking.scoring import score
 
 PTQ = '[quantize]\nmethod = "ptq"\ncalibration = "./few.toml"'
 FRUIT = 'kind = "tabular-classification"\ndata = "fruit.csv"'
@@ -106,6 +109,24 @@ def test_table_in_full_int8_for_three_runtimes(fruit: tuple[Path, dict[str, Any]
         printed = chances(package, "weight=152,colour=red,length=6.5")
         assert max(printed, key=lambda name: printed[name]) == "apple"
         assert printed.keys() == {"apple", "banana", "melon"}
+
+
+def test_a_package_scored_on_the_data_answers_as_in_the_report(fruit: tuple[Path, dict[str, Any]]):
+    recipe, report = fruit
+    folder = recipe.parent
+    baseline = folder / "baseline.json"
+    written = run_edgeft("gate", "runs/fruit", "--baseline", "baseline.json", "--update", cwd=folder)
+    assert written.returncode == 0, written.stderr
+    for result in report["targets"]:
+        made = packages.read(folder / "runs/fruit/packages" / result["target"])
+        # The baseline knows which rows of the table were the test split, and what the file said of each.
+        judged = gate_package(made, folder / "fruit.csv", baseline)
+        assert judged.verdict.outcome == "pass"
+        accuracy = next(check for check in judged.verdict.checks if check.name == "accuracy")
+        assert accuracy.detail == "the same file, runtime and predictions"
+    again = score(made, folder / "fruit.csv", only=report["samples"]["ids"])
+    assert again.predictions.tolist() == report["targets"][-1]["accuracy"]["predictions"]
+    assert again.labels.tolist() == report["samples"]["labels"]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def _profiles(recipe: Recipe, groups: list[str], folder: Path, base: Path) -> li
     paths = []
     for name in recipe.targets:
         profile = target.load(name, base)
-        for choice in groups:
+        # A .tflite file has a rounding behind every integer op: without one, the op is a float op.
+        for choice in ["none"] if profile.export.format == "tflite" else groups:
             identity = f"{profile.id}--{choice}"
             fused = profile.precision.model_copy(update={"fused": _GROUPS[choice]})
             path = (folder / f"{identity}.toml").resolve()

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgeft.benchmarking import benchmark, compare
     from edgeft.errors import EdgeftError
+    from edgeft.gating import gate
     from edgeft.pipeline import check, run
     from edgeft.preprocessing import ImagePreprocessing, TabularPreprocessing, TextPreprocessing
     from edgeft.recipe import Recipe
-    from edgeft.stages import benchmark, export, finetune, prune, quantize
+    from edgeft.stages import export, finetune, prune, quantize
     from edgeft.types import FloatModel, QuantModel
 
 _HOMES = {
@@ -27,10 +29,12 @@ _HOMES = {
     "Recipe": "edgeft.recipe",
     "TabularPreprocessing": "edgeft.preprocessing",
     "TextPreprocessing": "edgeft.preprocessing",
-    "benchmark": "edgeft.stages",
+    "benchmark": "edgeft.benchmarking",
     "check": "edgeft.pipeline",
+    "compare": "edgeft.benchmarking",
     "export": "edgeft.stages",
     "finetune": "edgeft.stages",
+    "gate": "edgeft.gating",
     "prune": "edgeft.stages",
     "quantize": "edgeft.stages",
     "run": "edgeft.pipeline",
@@ -47,8 +51,10 @@ __all__ = [
     "__version__",
     "benchmark",
     "check",
+    "compare",
     "export",
     "finetune",
+    "gate",
     "prune",
     "quantize",
     "run",

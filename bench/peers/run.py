@@ -240,13 +240,15 @@ def _ours(
         settings = config.model_copy(update={"max_accuracy_drop": None, **changes})
         # Calibration decides nothing by validation: scoring two programs there is no part of its time.
         val = run.splits.val if settings.method == "qat" else data.subset(run.splits.val, [0])
+        # The second engine has observers of its own; which samples are drawn is the same.
+        recipe = wanted if settings.engine == "edgeft" else calibration.load("minmax")
         started = time.monotonic()
         program = stages.quantize(
             run.finetuned,
             run.training_batches(settings),
             run.plain_batches(val),
             settings,
-            calibration=wanted,
+            calibration=recipe,
             samples=torch.from_numpy(samples).split(_BATCH),
             statistics=statistics,
             seed=run.recipe.seed,

@@ -18,7 +18,22 @@ import typer
 
 import edgeft
 from edgeft import extras
-from edgeft.cli import check, clean, run, stages, targets
+from edgeft.cli import (
+    bench,
+    check,
+    clean,
+    compare,
+    doctor,
+    gate,
+    inspect,
+    pack,
+    predict,
+    report,
+    run,
+    stages,
+    targets,
+    verify,
+)
 from edgeft.errors import EdgeftError, ExitCode
 
 _EPILOG: Final = (
@@ -60,8 +75,17 @@ def _edgeft(
 app.command()(run.run)
 for _name, _verb in stages.VERBS.items():
     app.command(name=_name)(_verb)
+app.command()(bench.bench)
+app.command()(compare.compare)
+app.command()(gate.gate)
 app.command()(check.check)
+app.command()(verify.verify)
+app.command()(predict.predict)
+app.command()(pack.pack)
+app.command()(inspect.inspect)
 app.command()(targets.targets)
+app.command()(doctor.doctor)
+app.command()(report.report)
 app.command()(clean.clean)
 
 

@@ -113,7 +113,7 @@ def deploy_network(
                 inputs=[dataclasses.asdict(spec) for spec in artifact.inputs],
                 outputs=[dataclasses.asdict(spec) for spec in artifact.outputs],
             )
-            logits[runtime], reports[runtime] = adapter.run(x.numpy()), adapter.describe()
+            logits[runtime], reports[runtime] = adapter.run([x.numpy()])[0], adapter.describe()
     return Deployed(
         network=network,
         program=program,

@@ -90,7 +90,7 @@ def deploy(network: nn.Module, *, size: int, channels: int) -> Deployed:
                 inputs=[dataclasses.asdict(spec) for spec in artifact.inputs],
                 outputs=[dataclasses.asdict(spec) for spec in artifact.outputs],
             )
-            logits[runtime], coverage[runtime] = adapter.run(x.numpy()), artifact.coverage
+            logits[runtime], coverage[runtime] = adapter.run([x.numpy()])[0], artifact.coverage
     return Deployed(program=program, floats=floats, expected=expected, logits=logits, coverage=coverage)
 
 

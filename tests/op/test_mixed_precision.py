@@ -81,7 +81,7 @@ def test_every_runtime_computes_the_program(layers: tuple[str, ...], runtime: st
         inputs=[dataclasses.asdict(spec) for spec in artifact.inputs],
         outputs=[dataclasses.asdict(spec) for spec in artifact.outputs],
     )
-    logits = adapter.run(x.numpy())
+    logits = adapter.run([x.numpy()])[0]
     with torch.inference_mode():
         expected = quantized.program(x).numpy()
     step = program(()).output

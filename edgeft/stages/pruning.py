@@ -116,7 +116,7 @@ def prune(
         **({"search": selection.search} if selection.search else {}),
         **({"rewrite": rewritten} if rewritten else {}),
         **({"steps": steps} if steps else {}),
-        "val_accuracy_unpruned": accuracy(model.module, val),
+        "val_accuracy_unpruned": accuracy(copy.deepcopy(model.module).eval(), val),
         "val_accuracy_before_recovery": cut_accuracy,
         "val_accuracy": accuracy(pruned.module, val),
         **curve_results(curve),

@@ -314,6 +314,11 @@ def _coverage(target: _Target, checks: Sequence[_Check]) -> Coverage | None:
         return None
     for check in checks:
         if (check.name, check.target) == ("coverage", target.target):
+            if not {"file", "executed"} <= check.values.keys():
+                raise ConfigError(
+                    f"target {target.target}: its coverage check lacks the shares in the file and as executed",
+                    _HINT,
+                )
             return Coverage(file=check.values["file"], executed=check.values["executed"])
     ratio = target.artifact.coverage.ratio
     return Coverage(file=ratio, executed=ratio)

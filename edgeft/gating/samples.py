@@ -21,8 +21,9 @@ from edgeft.types import IntArray
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _PER_LINE: Final = 64
-_IDS_PER_LINE: Final = 16
-_ID_DIGITS: Final = 6
+_IDS_PER_LINE: Final = 10
+# With six, one sample in 170 shared its digits with another one of 100,000.
+_ID_DIGITS: Final = 10
 _REPLACE: Final = (
     "to start over with this data: remove the file, then `edgeft gate REPORT --baseline FILE --update`"
 )
@@ -31,7 +32,7 @@ _REPLACE: Final = (
 class SampleSet(Strict):
     """The test samples: which they are, what they are, and how they become inputs.
 
-    `ids` holds the first six hex digits of every sample's SHA-256, to tell how many samples differ; `sha256` is over
+    `ids` holds the first ten hex digits of every sample's SHA-256, to tell which samples differ; `sha256` is over
     all the whole ids and decides. `labels` are class indices. The order is that of ids, then labels.
     """
 

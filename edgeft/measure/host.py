@@ -156,7 +156,7 @@ def _load_warning(before: Mapping[str, Any]) -> str:
     load, cores = before["load"], before["cores"]
     if load is None or cores is None or load <= max(0.5, _BUSY_SHARE * cores):
         return ""
-    return f"the load was {load:.1f} on {cores} cores before the timing: other processes are at work"
+    return f"load {load:.1f} on {cores} cores: other processes are at work"
 
 
 def _share_warnings(before: Mapping[str, Any], after: Mapping[str, Any], threads: int) -> list[str]:

@@ -297,7 +297,7 @@ def test_a_quiet_machine_gives_no_warning():
 @pytest.mark.parametrize(
     ("before", "after", "text"),
     [
-        ({"load": 1.3}, {}, "load was 1.3 on 4 cores"),
+        ({"load": 1.3}, {}, "load 1.3 on 4 cores"),
         ({}, {"idle_ticks": 9_100}, "kept 2.0 of 4 cores busy"),
         ({}, {"idle_ticks": 9_280, "steal_ticks": 20}, "5% of the time was stolen"),
         ({}, {"throttled": 9}, "throttled 2 times"),

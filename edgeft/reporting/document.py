@@ -41,6 +41,7 @@ _QUANTIZE_RESULTS = (
     "float_layers",
     "attempts",
     "sensitivity",
+    "own_engine",
 )
 _QUANTIZE_LISTS = ("float_layers", "attempts", "sensitivity")
 

@@ -28,6 +28,7 @@ def _section(record: Mapping[str, Any]) -> dict[str, Any]:
         "scheme": record["scheme"],
         "method": record["method"] if record["asked"] == record["method"] else f"{record['method']}, by auto",
         "engine": record["engine"] if record["engine"] != "edgeft" else None,
+        "edgeft's own ptq": _own(record.get("own_engine")),
         "calibration": record["calibration"],
         "largest drop allowed": f"{100 * limit:g} points" if limit is not None else None,
         "validation accuracy": _accuracies(record),
@@ -42,6 +43,12 @@ def _section(record: Mapping[str, Any]) -> dict[str, Any]:
         "layers": layers,
         "figure": plots.sensitivity(layers, in_float, unique=f"edgeft-{record['stage']}") if layers else "",
     }
+
+
+def _own(compared: Mapping[str, Any] | None) -> str | None:
+    if compared is None:
+        return None
+    return f"{rows.percent(compared['val_accuracy'])} on the validation split, same samples"
 
 
 def _accuracies(record: Mapping[str, Any]) -> str | None:

@@ -30,6 +30,8 @@ from edgeft.training import Batches
 from edgeft.types import EpochRecord, FloatModel, Progress, QuantModel, silent
 
 _RANKING_SAMPLES, _RANKING_BATCH = 64, 16
+_OWN_SETTINGS = {"observer": "percentile", "bias_correction": True}
+"""What edgeft calibrates with beside the second engine, on the same samples: its defaults."""
 
 
 def quantize(
@@ -86,9 +88,23 @@ def quantize(
     statistics = train if statistics is None else statistics
     batches = _read_again(statistics if samples is None else samples, recipe.samples)
     if config.engine == "neural-compressor":
-        return quantize_with_neural_compressor(
+        program = quantize_with_neural_compressor(
             model, val, list(batches()), config, recipe, numerics=numerics, seed=seed, progress=progress
         )
+        own = recipe.model_copy(update=_OWN_SETTINGS)
+        ours = quantize(
+            model,
+            train,
+            val,
+            Quantize(method="ptq"),
+            calibration=own,
+            samples=batches(),
+            statistics=statistics,
+            numerics=numerics,
+            seed=seed,
+            progress=progress,
+        )
+        return _beside(program, ours)
     source, graph, in_float = _calibrate(model, config, recipe, numerics, batches, statistics, progress)
     float_right, count = right_answers(teacher, val)
 
@@ -130,6 +146,19 @@ def quantize(
     results |= {"float_layers": list(in_float), **curve_results(curve)}
     record = step_record("quantize", config, seed, started, results)
     return dataclasses.replace(program, history=(*model.history, record))
+
+
+def _beside(program: QuantModel, ours: QuantModel) -> QuantModel:
+    """Return a program of the second engine whose record tells what edgeft's own calibration gives instead."""
+    *earlier, record = program.history
+    compared = ours.history[-1]
+    own = {
+        "val_accuracy": compared.results["val_accuracy"],
+        "seconds": compared.seconds,
+        "settings": _OWN_SETTINGS,
+    }
+    record = dataclasses.replace(record, results={**record.results, "own_engine": own})
+    return dataclasses.replace(program, history=(*earlier, record))
 
 
 def measure_sensitivity(

@@ -39,6 +39,9 @@ WEIGHT = RNG.normal(size=(4, 3)).astype(np.float32)
 INPUTS = RNG.normal(size=(7, 4)).astype(np.float32)
 HOST = f"board{sys.executable}"
 
+# In one of three runs of all tests one of these failed on a busy machine: the loopback server closed a connection
+# whose command had ended at once. Until that is understood they are no part of the quick tests.
+pytestmark = pytest.mark.slow
 needs_ssh = pytest.mark.skipif(loopback.SSH is None, reason="needs an OpenSSH client")
 
 

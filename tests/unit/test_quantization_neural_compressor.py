@@ -239,6 +239,8 @@ def test_the_stage_records_the_engine() -> None:
     assert record.name == "quantize" and record.config["engine"] == "neural-compressor"
     assert record.results["neural_compressor"]["added_quantizers"] == ["project", "add", "classifier"]
     assert {"val_accuracy", "val_accuracy_float", "val_samples"} <= record.results.keys()
+    own = record.results["own_engine"]
+    assert 0.0 <= own["val_accuracy"] <= 1.0 and own["seconds"] > 0
 
 
 def test_the_stage_tunes_within_its_limit_or_says_by_how_much_it_is_missed(

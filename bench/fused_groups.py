@@ -56,9 +56,8 @@ def main() -> None:
         variant = _variant(recipe, method, profiles)
         workspace = Path("runs") / variant.name
         if tuned is not None and not workspace.exists():
-            shutil.copytree(
-                tuned, workspace
-            )  # what this method does otherwise has another key and is done anew
+            # What this method does otherwise has another key and is done anew.
+            shutil.copytree(tuned, workspace)
         console.print(f"[bold]{variant.name}")
         report = edgeft.run(variant, base=base, workspace=workspace).report or {}
         tuned = workspace

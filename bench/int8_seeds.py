@@ -52,9 +52,8 @@ def main() -> None:
             variant = _variant(recipe, seed, method)
             workspace = Path("runs") / variant.name
             if tuned is not None and not workspace.exists():
-                shutil.copytree(
-                    tuned, workspace
-                )  # what this method does otherwise has another key and is done anew
+                # What this method does otherwise has another key and is done anew.
+                shutil.copytree(tuned, workspace)
             console.print(f"[bold]{variant.name}")
             summary = edgeft.run(variant, base=base, workspace=workspace)
             tuned = workspace

@@ -6,11 +6,13 @@ targets whose devices have it.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from edgeft.errors import QuantizationError
-from edgeft.quantization.capture import capture, float_mac_names
-from edgeft.types import FloatModel, QuantModel, example_inputs
+from edgeft.quantization.capture import float_program
+from edgeft.types import FloatModel, QuantModel
 
 _LARGEST = torch.finfo(torch.float16).max
 
@@ -24,9 +26,9 @@ def halve_weights(model: FloatModel) -> QuantModel:
         ModelError: torch.export cannot capture the network.
         QuantizationError: A weight lies outside fp16's range of +-65,504.
     """
-    graph = capture(model.module, example_inputs(model.preprocessing))
+    program = float_program(model)
     with torch.no_grad():
-        for name, weight in graph.named_parameters():
+        for name, weight in program.program.named_parameters():
             if weight.dim() < 2:
                 continue
             largest = float(weight.abs().max())
@@ -36,14 +38,4 @@ def halve_weights(model: FloatModel) -> QuantModel:
                     'train with weight decay, or use quantize.scheme = "int8-weights"',
                 )
             weight.copy_(weight.half().float())
-    return QuantModel(
-        program=graph,
-        layers=(),
-        activations=(),
-        float_ops=float_mac_names(graph),
-        output=None,
-        preprocessing=model.preprocessing,
-        labels=model.labels,
-        history=model.history,
-        scheme="float16",
-    )
+    return dataclasses.replace(program, scheme="float16")

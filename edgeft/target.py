@@ -94,7 +94,15 @@ class PruneLimits(Strict):
     """Channel counts that the device's kernels are fast at."""
 
     channel_multiple: Annotated[int, Field(ge=1)] = 8
+    depthwise_multiple: Annotated[int, Field(ge=1)] | None = None
+    """Of channels that a depthwise convolution filters; `channel_multiple` where it is absent. Its kernels have no
+    inputs to share out among vector lanes: a rest of channels falls to scalar code."""
     min_channels: Annotated[int, Field(ge=1)] = 8
+
+    @property
+    def multiple_of_depthwise(self) -> int:
+        """The multiple for channels of depthwise convolutions, which suits the other layers too."""
+        return math.lcm(self.channel_multiple, self.depthwise_multiple or 1)
 
 
 class Ops(Strict):
@@ -158,6 +166,7 @@ def common_prune_limits(profiles: Sequence[TargetProfile]) -> PruneLimits:
     """Return limits that suit every target: the least common channel multiple and the largest minimum."""
     return PruneLimits(
         channel_multiple=math.lcm(*(p.prune.channel_multiple for p in profiles)),
+        depthwise_multiple=math.lcm(*(p.prune.multiple_of_depthwise for p in profiles)),
         min_channels=max(p.prune.min_channels for p in profiles),
     )
 

@@ -208,6 +208,7 @@ def analyse(
     criterion: Criterion = "magnitude",
     channel_multiple: int,
     min_channels: int,
+    depthwise_multiple: int = 1,
     keep: Collection[str] = (),
     gradients: Iterable[Mapping[str, torch.Tensor]] | None = None,
     sensitivity: Mapping[str, float] | None = None,
@@ -224,6 +225,8 @@ def analyse(
         criterion: How channels are judged, see `Criterion`.
         channel_multiple: Every width that is cut becomes a multiple of this.
         min_channels: A group of channels keeps at least this many; one that has no more is left alone.
+        depthwise_multiple: Every width that a depthwise convolution filters and that is cut becomes a multiple of
+            this, too.
         keep: Dotted names of layers whose outputs are not cut.
         gradients: For ``taylor``: per batch, the gradient of the loss by parameter name.
         sensitivity: Lowest share of a layer's outputs that has to stay, by dotted name, each 0..1.
@@ -235,8 +238,10 @@ def analyse(
         ValueError: A number is out of its range.
     """
     floors = dict(sensitivity or {})
-    if channel_multiple < 1 or min_channels < 1 or criterion not in get_args(Criterion):
-        raise ValueError(f"out of range: {channel_multiple=}, {min_channels=}, {criterion=}")
+    if min(channel_multiple, depthwise_multiple, min_channels) < 1 or criterion not in get_args(Criterion):
+        raise ValueError(
+            f"out of range: {channel_multiple=}, {depthwise_multiple=}, {min_channels=}, {criterion=}"
+        )
     if any(not 0 <= share <= 1 for share in floors.values()):
         raise ValueError(f"shares of `sensitivity` are between 0 and 1: {floors}")
     check_prunable(module, {"keep": keep, "sensitivity": floors})
@@ -252,7 +257,7 @@ def analyse(
         ladders = tuple(
             allowed_widths(
                 group,
-                channel_multiple=channel_multiple,
+                channel_multiple=math.lcm(channel_multiple, depthwise_multiple if group.is_filtered else 1),
                 min_channels=min_channels,
                 lowest_share=max((floors.get(layer, 0.0) for layer in group.layers), default=0.0),
             )

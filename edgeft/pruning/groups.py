@@ -68,6 +68,11 @@ class ChannelGroup:
         return tuple(m.layer for m in self.members if m.role in ("producer", "depthwise"))
 
     @property
+    def is_filtered(self) -> bool:
+        """Whether a depthwise convolution filters these channels."""
+        return any(m.role == "depthwise" for m in self.members)
+
+    @property
     def readers(self) -> tuple[str, ...]:
         """Names of the layers that read these channels."""
         return tuple(m.layer for m in self.members if m.role == "consumer")

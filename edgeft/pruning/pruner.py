@@ -19,6 +19,7 @@ def prune(
     macs: float,
     channel_multiple: int,
     min_channels: int,
+    depthwise_multiple: int = 1,
     keep: Collection[str] = (),
     criterion: Criterion = "magnitude",
     allocation: Allocation = "global",
@@ -38,6 +39,7 @@ def prune(
         macs: Share of the MACs that may be left, above 0 and up to 1.
         channel_multiple: Every width that is cut becomes a multiple of this.
         min_channels: A group of channels keeps at least this many; one that has no more is left alone.
+        depthwise_multiple: As in `analyse`.
         keep: Dotted names of layers whose outputs are not cut.
         criterion: How channels are judged, see `importance.Criterion`.
         allocation: Where they are cut, see `Analysis.widths`.
@@ -56,6 +58,7 @@ def prune(
         criterion=criterion,
         channel_multiple=channel_multiple,
         min_channels=min_channels,
+        depthwise_multiple=depthwise_multiple,
         keep=keep,
         gradients=gradients,
         sensitivity=sensitivity,

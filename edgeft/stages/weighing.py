@@ -55,6 +55,7 @@ def analyse(
         criterion=config.criterion,
         channel_multiple=limits.channel_multiple,
         min_channels=limits.min_channels,
+        depthwise_multiple=limits.multiple_of_depthwise,
         keep=[name for pattern in config.keep for name in matching_layers(model.module, "keep", pattern)],
         sensitivity=_floors(model.module, config.floor),
         gradients=gradients,

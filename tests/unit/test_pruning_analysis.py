@@ -101,6 +101,15 @@ def test_an_analysis_answers_for_many_budgets() -> None:
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
 
 
+def test_channels_of_depthwise_layers_have_a_multiple_of_their_own() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 72, 1), nn.Conv2d(72, 72, 3, groups=72), nn.Conv2d(72, 48, 1), nn.Conv2d(48, 5, 1)
+    )
+    assert analyse(network, depthwise_multiple=16).ladders == ((32, 48, 64, 72), (16, 24, 32, 40, 48), (5,))
+    assert analyse(network).ladders[0] == (24, 32, 40, 48, 56, 64, 72)
+
+
 def test_changing_the_network_later_does_not_change_the_analysis() -> None:
     network = plain()
     analysis = analyse(network)

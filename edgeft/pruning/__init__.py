@@ -8,6 +8,7 @@ here, by arithmetic on the layer widths, before the network is touched:
 - `costs`, `macs`: what it costs,
 - `allocation`: the widths that meet a budget,
 - `analysis`: all of this together, once per network, for a search to ask,
+- `compensation`: what the weights that stay take over from those that go,
 - `surgery`: the cut, its proof, and giving a new network the shapes of a pruned one.
 """
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from edgeft.errors import BudgetError, EdgeftError, ModelError
 from edgeft.pruning.allocation import COST_EXPONENT, FLOOR_SHARE, allocate, allowed_widths, quantiles
+from edgeft.pruning.compensation import compensate, second_moments
 from edgeft.pruning.costs import CostModel, cost_model
 from edgeft.pruning.groups import ChannelGroup, find_groups
 from edgeft.pruning.importance import NO_SCALE, Criterion, has_scale, importances
@@ -118,7 +119,14 @@ class Analysis:
         exponent = 0.0 if self.criterion in ("bn-scale", "taylor") else COST_EXPONENT
         return allocate(self.importances, self.ladders, self.costs, budget=budget, cost_exponent=exponent)
 
-    def apply(self, widths: Sequence[int]) -> PrunedModel:
+    def moments(self, inputs: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the second moments of what is read from channels that can be cut (`compensation`), by layer."""
+        cuttable = (g for g, ladder in zip(self.groups, self.ladders, strict=True) if len(ladder) > 1)
+        return second_moments(self.module, {layer for group in cuttable for layer in group.readers}, inputs)
+
+    def apply(
+        self, widths: Sequence[int], *, moments: Mapping[str, torch.Tensor] | None = None
+    ) -> PrunedModel:
         """Return a copy of the network with group g `widths[g]` wide, its least important channels cut.
 
         The result is checked: its MACs are counted again on the cut network, and it computes what the unpruned
@@ -126,6 +134,7 @@ class Analysis:
 
         Args:
             widths: One of its ladder for every group.
+            moments: With them the weights that stay make up for those that go, as far as these can be predicted.
 
         Raises:
             ModelError: The network does not survive the cut.
@@ -143,6 +152,7 @@ class Analysis:
                 f"the pruned network has {counted:,} MACs; planned were {self.macs(widths):,}",
                 "this is a defect of edgeft: please report the architecture",
             )
+        compensate(pruned, self.module, losses, moments or {})
         return PrunedModel(module=pruned, plan=self.plan(widths, _parameters(pruned)))
 
     def plan(self, widths: Sequence[int], params_after: int) -> PruningPlan:

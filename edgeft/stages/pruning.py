@@ -28,8 +28,9 @@ from edgeft.types import EpochRecord, FloatModel, Progress, silent
 
 INPUTS = 8
 """Real inputs that candidates are calibrated on and timed with."""
-_GATE_BATCHES, _NORM_BATCHES = 8, 32
-"""Training batches for the means of squeeze-and-excite gates, and for batch norms after a rewrite."""
+_GATE_BATCHES, _NORM_BATCHES, _MOMENT_BATCHES = 8, 32, 8
+"""Training batches for the means of squeeze-and-excite gates, for batch norms after a rewrite or a cut, and for the
+second moments that say how much of a removed channel the others can make up for."""
 
 
 def prune(
@@ -183,7 +184,7 @@ class _Cutting:
         """Return the network with the given widths, and what happened in the steps before the last one."""
         current, records = analysis, []
         for step in range(1, self.config.steps):
-            part = current.apply(_between(analysis, widths, step / self.config.steps))
+            part = self._cut(current, _between(analysis, widths, step / self.config.steps))
             record: dict[str, Any] = {"macs": part.plan.macs_after / analysis.full_macs}
             module = self._stored(step)
             if module is None:
@@ -197,9 +198,18 @@ class _Cutting:
             current = weighing.analyse(
                 narrower, self.config, self.limits, self.train, seed=self.seed, progress=self.progress
             )
-        last = current.apply(widths)
+        last = self._cut(current, widths)
         parameters = sum(p.numel() for p in last.module.parameters())
         return PrunedModel(module=last.module, plan=analysis.plan(widths, parameters)), records
+
+    def _cut(self, analysis: Analysis, widths: Widths) -> PrunedModel:
+        """Return the network with the given widths, its weights and batch norms fitted to what is left."""
+        batches = [x for x, _ in weighing.first_batches(self.train, _MOMENT_BATCHES, seed=self.seed)]
+        pruned = analysis.apply(widths, moments=analysis.moments(batches))
+        training.reestimate_batch_norm(
+            pruned.module, weighing.first_batches(self.train, _NORM_BATCHES, seed=self.seed)
+        )
+        return pruned
 
     def recover(self, module: nn.Module, *, step: int | None = None) -> tuple[EpochRecord, ...]:
         """Train `module` in place after the unpruned network; for less long after a `step` that is not the last."""

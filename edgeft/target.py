@@ -7,29 +7,69 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from edgeft import extras, resources, schema
 from edgeft.errors import ConfigError
 from edgeft.schema import Strict
-from edgeft.types import Evidence, Format
+from edgeft.types import ArtifactScheme, Evidence, Format
+
+RuntimeName = Literal["onnxruntime", "openvino", "litert", "tflm", "qnn", "torch-cuda"]
+_CLOCKS: tuple[Evidence, ...] = ("measured", "hardware")
+_EVIDENCE: dict[RuntimeName, tuple[Evidence, ...]] = {
+    "onnxruntime": _CLOCKS,
+    "openvino": _CLOCKS,
+    "litert": _CLOCKS,
+    "torch-cuda": ("hardware",),
+    "tflm": ("executed", "estimated"),
+    "qnn": ("simulated",),
+}
+_FLOAT_RUNTIMES: dict[RuntimeName, RuntimeName] = {"tflm": "litert", "qnn": "onnxruntime"}
+"""Runtimes of integer files only, and what runs the float baseline of the same format instead."""
+
+
+_CHOOSERS = ("AUTO", "MULTI", "HETERO", "BATCH")
 
 
 class Runtime(Strict):
     """The runtime that executes the file."""
 
-    name: Literal["onnxruntime", "openvino", "litert"]
+    name: RuntimeName
     requires: list[str]
     """Importable modules that export and measurement need."""
     host: str = ""
     """Where it is measured: ``[user@]board[:port]`` (SSH) or ``adb:SERIAL``, each with the path of its Python after it
     where that is not on the PATH; empty for this machine."""
     device: str = "cpu"
+    """The runtime's own name of it; never one that chooses by itself."""
     threads: Annotated[int, Field(ge=1)] = 1
     options: dict[str, str] = {}
     """Passed to the runtime as they are."""
     float_options: list[dict[str, str]] = []
     """Further settings under which the float baseline is timed; the fastest of all counts."""
+
+    @field_validator("device")
+    @classmethod
+    def _names_a_device(cls, device: str) -> str:
+        if device.partition(":")[0] in _CHOOSERS:
+            raise ValueError(
+                "chooses devices by itself, and takes the CPU where another is missing; name the device (CPU, GPU, NPU)"
+            )
+        return device
+
+
+class Compiler(Strict):
+    """The device's own compiler, which turns the file into what the device runs and estimates what that costs.
+
+    Its settings move the estimate by more than a change of the network does; reports show them all.
+    """
+
+    name: Literal["vela"]
+    accelerator: str
+    system_config: str
+    memory_mode: str
+    optimise: Literal["performance", "size"] = "performance"
+    """What the compiler looks for: speed, or little memory."""
 
 
 class Export(Strict):
@@ -80,6 +120,11 @@ class Precision(Numerics):
     """How the file stores activations; the real values are the same (zero point shifted by 128)."""
     fused: list[FusedGroup] = []
     """Groups that one kernel computes without rounding inside: the program's quantizers there are left out."""
+    schemes: list[ArtifactScheme] = []
+    """Schemes that the device gains by, beside plain float32; a recipe with another one is refused. Empty: all that the
+    format holds."""
+    half_arithmetic: bool = False
+    """Whether fp16 files compute in fp16, as a GPU does; else they store their weights so and compute in float32."""
     full_integer: bool = False
     """Whether the device runs integer ops only: an op left in float is then an error."""
     numeric_reference: str = "qdq-program"
@@ -113,16 +158,18 @@ class Ops(Strict):
 
 
 class Memory(Strict):
-    """Memory of the device in bytes; absent where it does not matter."""
+    """Memory of the device in bytes that the model may take; absent where it does not matter."""
 
-    ram: int | None = None
-    flash: int | None = None
+    ram: Annotated[int, Field(gt=0)] | None = None
+    """For the tensor arena, or the fast memory of an accelerator."""
+    flash: Annotated[int, Field(gt=0)] | None = None
+    """For the model file."""
 
 
 class LatencyBudget(Strict):
     """A latency that the device must meet."""
 
-    budget_ms: float | None = None
+    budget_ms: Annotated[float, Field(gt=0)] | None = None
     statistic: Literal["p50", "p90", "p99"] = "p50"
 
 
@@ -137,12 +184,39 @@ class TargetProfile(Strict):
     isa_floor: list[str] = []
     """CPU flags without which the int8 kernels lose accuracy or speed (any one of them suffices)."""
     runtime: Runtime
+    compiler: Compiler | None = None
     export: Export
     precision: Precision = Precision()
     prune: PruneLimits = PruneLimits()
     ops: Ops = Ops()
     memory: Memory = Memory()
     latency: LatencyBudget = LatencyBudget()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> TargetProfile:
+        allowed = _EVIDENCE[self.runtime.name]
+        if self.evidence not in allowed:
+            raise ValueError(
+                f"evidence {self.evidence!r} does not go with runtime {self.runtime.name!r}: allowed is "
+                f"{' or '.join(map(repr, allowed))}"
+            )
+        if (self.evidence == "estimated") != (self.compiler is not None):
+            raise ValueError("evidence 'estimated' and a section [compiler] go together: give both or none")
+        if self.export.format == "pt2" and (self.export.layout, self.export.static_shapes) != ("nchw", True):
+            raise ValueError("export: .pt2 files have layout 'nchw' and static_shapes = true")
+        if self.latency.budget_ms is not None and self.evidence in ("executed", "simulated"):
+            raise ValueError(f"latency.budget_ms: a target that is {self.evidence!r} has no latency to check")
+        if self.memory.ram is not None and self.runtime.name != "tflm":
+            raise ValueError(
+                f"memory.ram: runtime {self.runtime.name!r} does not tell what memory a model takes on the device; "
+                "TensorFlow Lite Micro ('tflm') does"
+            )
+        return self
+
+    @property
+    def clocked(self) -> bool:
+        """Whether a latency of this target comes from a clock; else from a compiler, or there is none."""
+        return self.evidence in _CLOCKS
 
 
 def load(value: str, base: Path | None = None) -> TargetProfile:
@@ -162,6 +236,21 @@ def require_packages(profile: TargetProfile) -> None:
         extras.require(module, f"target {profile.id}")
 
 
+def float_runtime(profile: TargetProfile) -> TargetProfile:
+    """Return the profile under which the float baseline of a target runs: its own, or that of the format's CPU runtime.
+
+    What runs integer files only (TensorFlow Lite Micro here, an NPU) leaves the float file of the same format to LiteRT
+    or ONNX Runtime on the CPU; only its answers count, never its time.
+    """
+    name = _FLOAT_RUNTIMES.get(profile.runtime.name)
+    if name is None:
+        return profile
+    runtime = Runtime(name=name, requires=[], host=profile.runtime.host, threads=profile.runtime.threads)
+    precision = profile.precision.model_copy(update={"full_integer": False})
+    changed = {"runtime": runtime, "evidence": "measured", "compiler": None, "precision": precision}
+    return profile.model_copy(update=changed)
+
+
 def common_prune_limits(profiles: Sequence[TargetProfile]) -> PruneLimits:
     """Return limits that suit every target: the least common channel multiple and the largest minimum."""
     return PruneLimits(
@@ -173,7 +262,7 @@ def common_prune_limits(profiles: Sequence[TargetProfile]) -> PruneLimits:
 
 def require_budget(profile: TargetProfile, kind: str) -> None:
     """Raise `ConfigError` unless a target can tell what a network costs in terms of a pruning budget's kind."""
-    if kind == "latency" and profile.evidence not in ("measured", "hardware"):
+    if kind == "latency" and not profile.clocked and profile.compiler is None:
         raise ConfigError(
             f"prune.budget.latency: target {profile.id} is {profile.evidence}, its time cannot be measured",
             "name a target that runs here in prune.target, or give the budget as macs or size",
@@ -182,5 +271,5 @@ def require_budget(profile: TargetProfile, kind: str) -> None:
         raise ConfigError(
             f"prune.budget.ram: the memory of activations is read from .tflite files, and target {profile.id} takes "
             f"{profile.export.format} files, whose runtime fuses operations as it likes",
-            "name a target of litert in prune.target, or give the budget as latency, macs or size",
+            "name a target of litert or tflm in prune.target, or give the budget as latency, macs or size",
         )

@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 
 Split = Literal["train", "val", "test"]
 Evidence = Literal["measured", "executed", "estimated", "simulated", "hardware"]
-Format = Literal["onnx", "openvino", "tflite"]
+Format = Literal["onnx", "openvino", "tflite", "pt2"]
 Scheme = Literal["none", "int8"]
 
 
@@ -492,23 +492,115 @@ class Gallery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerEstimate:
+    """One operator of a compiled file, as the compiler's model of the device sees it."""
+
+    name: str
+    """Of the tensor that it makes, where the compiler tells; else of the operator."""
+    op: str
+    cycles: int
+    macs: int
+    sram_bytes: int
+    """Peak of the fast memory while it runs."""
+    utilisation: float
+    """Share of the device's multipliers that it keeps busy, 0..1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompilerEstimate:
+    """What a device's compiler says that a file will cost there; nothing of it was measured by a clock.
+
+    `settings` are those that move the estimate (``accelerator``, ``system_config``, ``memory_mode``): with `tool` and
+    `version` they belong beside every figure. `fallback_ops` run on the CPU beside the device: the cycles lack them.
+    """
+
+    tool: str
+    version: str
+    settings: Mapping[str, str]
+    cycles: int
+    """Of one inference."""
+    ms: float
+    sram_bytes: int
+    """Fast memory at the peak."""
+    dram_bytes: int
+    """Slow memory that can be written; 0 where the device has none in use."""
+    flash_bytes: int
+    """Of the compiled file, weights included."""
+    npu_ops: int
+    file: Path | None = None
+    """The compiled file."""
+    fallback_ops: tuple[str, ...] = ()
+    layers: tuple[LayerEstimate, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Tool, version and settings in one line, for people."""
+        return f"{self.tool} {self.version}, {', '.join(self.settings.values())}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryResult:
+    """Memory that a file needs on its device, in bytes; both figures are exact.
+
+    `ram_layer` is the operator at which most bytes of tensors are alive, `flash_layer` the one with most bytes of
+    weights; empty where the source does not tell.
+    """
+
+    ram_bytes: int
+    """Tensor arena, or the fast memory of an accelerator."""
+    flash_bytes: int
+    """The model file as it lies on the device."""
+    ram_layer: str
+    flash_layer: str
+    source: str
+    """What found out: runtime or compiler with its version."""
+
+
+BudgetName = Literal["ram", "flash", "latency", "fallback ops"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetResult:
+    """One budget of a target profile against what was found out; `culprit` tells which layer costs the most of it."""
+
+    name: BudgetName
+    value: float
+    limit: float
+    unit: Literal["bytes", "ms", "ops"]
+    met: bool
+    culprit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetResult:
-    """Everything that was found out about one target; what the report and the verdict are made of."""
+    """Everything that was found out about one target; what the report and the verdict are made of.
+
+    Latencies are those of a clock, where `evidence` is ``measured`` or ``hardware``. A target that is ``executed`` or
+    ``simulated`` has none, and one that is ``estimated`` has the compiler's `estimate` instead.
+    """
 
     target: str
+    evidence: Evidence
     artifact: ExportedArtifact
     baseline: ExportedArtifact
     """The unpruned float model in the same format."""
     accuracy: AccuracyResult
     baseline_accuracy: AccuracyResult
     parity: ParityResult
-    latency: LatencyResult
-    baseline_latency: LatencyResult
+    runtime: RuntimeReport
+    """Of the runtime that the answers come from."""
+    latency: LatencyResult | None = None
+    baseline_latency: LatencyResult | None = None
     """Of the fastest float setting of this runtime."""
-    other_float: tuple[LatencyResult, ...]
+    other_float: tuple[LatencyResult, ...] = ()
     """The runtime's other float settings, e.g. f32 where bf16 is its default."""
-    ratio: RatioResult
+    ratio: RatioResult | None = None
     other_ratios: tuple[RatioResult, ...] = ()
+    estimate: CompilerEstimate | None = None
+    memory: MemoryResult | None = None
+    """Where the device's memory counts (microcontrollers, NPUs)."""
+    budgets: tuple[BudgetResult, ...] = ()
+    """Those that the profile sets."""
     metrics: ClassificationMetrics | None = None
     baseline_metrics: ClassificationMetrics | None = None
     user_metrics: Mapping[str, float] = field(default_factory=dict)

@@ -4,6 +4,9 @@ Keys: ``schema version samples release anchor``. ``samples`` (`samples.SampleSet
 ``release`` is the last release and ``anchor`` an older one that stays where it is, so that drops which are too small
 to be seen one by one cannot add up; it is null as long as the release is its own anchor. Both are `Release`: figures,
 fingerprints and provenance, and per target the predicted class of every sample, in the order of the samples.
+
+``latency`` of a target is null where no clock tells one. Such targets have keys that came later within version 1 and
+are left out of the others: ``runtime`` and, with a compiler, ``estimate``.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from edgeft.schema import Strict
 SCHEMA: Final = "edgeft-baseline"
 VERSION: Final = 1
 _HINT: Final = "take it from version control, or write a new one: edgeft gate REPORT --baseline FILE --update"
+_LATER: Final = ("runtime", "estimate")
 # A list of figures or names that json.dumps spread over lines; lists of whole lines of text stay as they are.
 _SHORT_LIST = re.compile(r'\[\n\s*((?:"[^"\n]{0,24}"|[-+.\deE]+|true|false|null)(?:,\n\s*(?:"[^"\n]{0,24}"|'
                          r'[-+.\deE]+|true|false|null))*)\n\s*\]')  # fmt: skip
@@ -53,6 +57,14 @@ class Latency(Strict):
     runtime: str
 
 
+class Estimate(Strict):
+    """Of the device's compiler: exact, and comparable where `source` (tool, version, settings) is the same."""
+
+    cycles: int
+    ms: float
+    source: str
+
+
 class TargetRelease(Strict):
     """One target's file, what it weighs, and what it predicts."""
 
@@ -66,7 +78,10 @@ class TargetRelease(Strict):
     coverage: Coverage | None
     """Of int8 files."""
     parity: Parity
-    latency: Latency
+    runtime: str = ""
+    """Name and version of what the predictions come from, where there is no latency that says it."""
+    latency: Latency | None
+    estimate: Estimate | None = None
     accuracy: float
     predictions: list[str]
 
@@ -74,6 +89,11 @@ class TargetRelease(Strict):
     def digests(self) -> frozenset[str]:
         """The SHA-256 of every file."""
         return frozenset(self.files.values())
+
+    @property
+    def predicted_by(self) -> str:
+        """Name and version of what the predictions come from."""
+        return self.latency.runtime if self.latency else self.runtime
 
 
 class Release(Strict):
@@ -142,6 +162,11 @@ def write_baseline(baseline: Baseline, path: Path) -> Path:
         WorkspaceError: It cannot be written.
     """
     document = baseline.model_dump(mode="json", by_alias=True)
+    for release in filter(None, (document["release"], document["anchor"])):
+        for target in release["targets"].values():
+            for key in _LATER:
+                if not target[key]:
+                    del target[key]
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text)
     partial = path.with_name(f".{path.name}.partial")

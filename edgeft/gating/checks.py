@@ -11,7 +11,7 @@ import numpy as np
 from edgeft.errors import DataError
 from edgeft.measure import noninferiority
 from edgeft.measure.statistics import mcnemar_exact
-from edgeft.types import Check, IntArray, Outcome
+from edgeft.types import BudgetResult, Check, IntArray, Outcome
 
 DEFAULT_MARGIN: Final = 0.01
 MAX_CONFIDENT_FLIPS: Final = 0.01
@@ -129,6 +129,23 @@ def coverage(target: str, in_file: float, executed: float, limit: float, detail:
         outcome=_limit(min(in_file, executed) >= limit),
         detail=detail,
         values={"file": in_file, "executed": executed, "limit": limit},
+    )
+
+
+def budget(target: str, result: BudgetResult) -> Check:
+    """Check exactly that a device's budget is met; a miss names the layer that takes most of it."""
+    unit = {"bytes": "bytes", "ms": "ms", "ops": "operators on the CPU"}[result.unit]
+    value, limit = (f"{x:.3g}" if result.unit == "ms" else f"{x:,.0f}" for x in (result.value, result.limit))
+    used = f" ({result.value / result.limit:.0%} of it)" if result.limit else ""
+    detail = f"{value} {unit}, the profile's budget is {limit}{used}"
+    if result.culprit and not result.met:
+        detail += f": {'' if result.unit == 'ops' else 'most of it takes '}{result.culprit}"
+    return Check(
+        name=f"{result.name} budget",
+        target=target,
+        outcome=_limit(result.met),
+        detail=detail,
+        values={"value": result.value, "limit": result.limit},
     )
 
 

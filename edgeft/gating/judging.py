@@ -11,7 +11,7 @@ from edgeft.gating import checks
 from edgeft.gating.checks import DEFAULT_MARGIN, SEED_NOTE, Pairing, overall
 from edgeft.measure.noninferiority import certifiable_margin
 from edgeft.recipe import Gate
-from edgeft.types import AccuracyResult, Check, TargetResult, Verdict
+from edgeft.types import AccuracyResult, Check, RatioResult, TargetResult, Verdict
 
 FLOAT_SLOWDOWN = 1.1
 """How much slower a file may be that only stores its weights small: it computes in float, and is made for its size."""
@@ -64,8 +64,10 @@ def judge(
         found.append(
             checks.parity(result.target, parity.samples, parity.flips, parity.confident_flips, apart)
         )
-        if result.artifact.sha256 != result.baseline.sha256:  # a file is not slower than itself
-            found.append(_speed(result))
+        # A file is not slower than itself, and where no clock runs there is no float to be slower than.
+        if result.ratio is not None and result.artifact.sha256 != result.baseline.sha256:
+            found.append(_speed(result, result.ratio))
+        found += [checks.budget(result.target, each) for each in result.budgets]
     return Verdict(
         outcome=overall([check.outcome for check in found]),
         reference=reference,
@@ -108,7 +110,7 @@ def _require_same_samples(target: str, head: AccuracyResult, base: AccuracyResul
 
 
 def _coverage(result: TargetResult, gate: Gate, on_purpose: Sequence[str]) -> Check:
-    in_file, executed = result.artifact.coverage, result.latency.runtime.mac_precision
+    in_file, executed = result.artifact.coverage, result.runtime.mac_precision
     wanted = max(in_file.mac_ops - len(on_purpose), 1)
     share = min(in_file.int8_mac_ops / wanted, 1.0) if in_file.mac_ops else 1.0
     ran = max(sum(executed.values()) - len(on_purpose), 1)
@@ -125,9 +127,8 @@ def _coverage(result: TargetResult, gate: Gate, on_purpose: Sequence[str]) -> Ch
     return checks.coverage(result.target, share, ran_share, gate.min_coverage, detail)
 
 
-def _speed(result: TargetResult) -> Check:
+def _speed(result: TargetResult, ratio: RatioResult) -> Check:
     """Fail a file that is certainly slower than this runtime's fastest float: it would serve nobody."""
-    ratio = result.ratio
     limit = FLOAT_SLOWDOWN if result.artifact.scheme in ("float16", "int8-weights") else 1.0
     bounds = f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
     interval = f"{bounds} of the latency of {ratio.base}, {ratio.pairs} process pairs"

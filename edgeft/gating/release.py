@@ -8,21 +8,22 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeft.errors import ConfigError
 from edgeft.gating import documents
-from edgeft.gating.baseline import Coverage, Latency, Parity, Release, TargetRelease
+from edgeft.gating.baseline import Coverage, Estimate, Latency, Parity, Release, TargetRelease
 from edgeft.gating.samples import SampleSet, encode
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ArrayPreprocessing, Preprocessing
 from edgeft.recipe import Gate
-from edgeft.types import AccuracyResult, ExportedArtifact, IntArray
+from edgeft.types import AccuracyResult, BudgetName, BudgetResult, ExportedArtifact, IntArray
 
 REPORT_SCHEMA: Final = "edgeft-report"
 REPORT_VERSION: Final = 1
+_ESTIMATE: Final = {"cycles", "ms", "source"}
 _HINT: Final = "a run writes report.json when it is finished: edgeft run RECIPE"
 
 
@@ -35,6 +36,8 @@ class Candidate:
     gate: Gate
     own_outcome: str = ""
     """What the run itself said of it."""
+    budgets: Mapping[str, tuple[BudgetResult, ...]] = dataclasses.field(default_factory=dict)
+    """By target: those that its profile sets."""
 
 
 class _Part(BaseModel):
@@ -80,9 +83,24 @@ class _Latency(_Part):
     runtime: _Runtime
 
 
+class _Estimate(_Part):
+    cycles: int
+    ms: float
+    source: str
+
+
 class _Memory(_Part):
-    arena_bytes: int | None = None
-    flash_bytes: int | None = None
+    ram_bytes: int
+    flash_bytes: int
+
+
+class _Budget(_Part):
+    name: BudgetName
+    value: float
+    limit: float
+    unit: Literal["bytes", "ms", "ops"]
+    met: bool
+    culprit: str
 
 
 class _Target(_Part):
@@ -91,8 +109,11 @@ class _Target(_Part):
     baseline: _Artifact
     accuracy: _Accuracy
     parity: _Parity
-    latency: _Latency
+    executed: _Runtime | None = None
+    latency: _Latency | None
+    estimate: _Estimate | None = None
     memory: _Memory | None = None
+    budgets: list[_Budget] = []
 
 
 class _Check(_Part):
@@ -190,13 +211,14 @@ def from_report(document: Mapping[str, Any], *, where: str = "report", commit: s
         release=release,
         gate=Gate.model_validate(known),
         own_outcome=report.verdict.outcome,
+        budgets={target.target: _budgets(target.budgets) for target in report.targets},
     )
 
 
 def from_package(
     manifest: Mapping[str, Any],
     artifact: ExportedArtifact,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | ArrayPreprocessing,
     labels: Sequence[str],
     accuracy: AccuracyResult,
     *,
@@ -220,7 +242,9 @@ def from_package(
     target, metrics = manifest["target"]["id"], manifest["metrics"]
     _require_scored(target, len(accuracy.ids), len(accuracy.labels), 1)
     samples, order = SampleSet.of(accuracy.ids, accuracy.labels, labels, preprocessing.to_dict())
-    parity, latency = metrics["parity"], metrics["latency"]
+    parity, latency, memory = (metrics.get(key) for key in ("parity", "latency", "memory"))
+    estimate, runtime = metrics.get("estimate"), manifest["runtime"]
+    executed = f"{runtime['name']} {runtime['version']}"
     ratio = artifact.coverage.ratio
     release = Release(
         name=target,
@@ -244,19 +268,27 @@ def from_package(
                 # What a runtime executes is found out when a package is made; the manifest tells of the file.
                 coverage=Coverage(file=ratio, executed=ratio) if artifact.scheme == "int8" else None,
                 parity=Parity(**{key: parity[key] for key in Parity.model_fields}),
-                latency=Latency(
+                arena_bytes=memory["ram_bytes"] if memory else None,
+                flash_bytes=memory["flash_bytes"] if memory else None,
+                runtime="" if latency else executed,
+                latency=latency
+                and Latency(
                     p50_ms=latency["p50_ms"],
                     p90_ms=latency["p90_ms"],
-                    threads=manifest["runtime"]["threads"],
+                    threads=runtime["threads"],
                     evidence=manifest["evidence"],
-                    runtime=f"{manifest['runtime']['name']} {manifest['runtime']['version']}",
+                    runtime=executed,
                 ),
+                estimate=estimate and Estimate(**{key: estimate[key] for key in _ESTIMATE}),
                 accuracy=accuracy.accuracy,
                 predictions=encode(accuracy.predictions[order], len(labels)),
             )
         },
     )
-    return Candidate(samples=samples, release=release, gate=gate or Gate())
+    budgets = [_Budget.model_validate(each) for each in metrics.get("budgets") or ()]
+    return Candidate(
+        samples=samples, release=release, gate=gate or Gate(), budgets={target: _budgets(budgets)}
+    )
 
 
 def commit_of(folder: Path) -> str:
@@ -281,30 +313,49 @@ def _target(target: _Target, labels: IntArray, order: Any, report: _Report, wher
             f"{place}: {len(predictions)} predictions for {len(labels)} samples",
             "the report is damaged: run the recipe again",
         )
-    latency = target.latency
-    memory = target.memory or _Memory()
+    latency, estimate, memory, executed = target.latency, target.estimate, target.memory, target.executed
     return TargetRelease(
         scheme=target.artifact.scheme,
         files={file.name: file.sha256 for file in target.artifact.files},
         size_bytes=target.artifact.size_bytes,
         float_size_bytes=target.baseline.size_bytes,
-        arena_bytes=memory.arena_bytes,
-        flash_bytes=memory.flash_bytes,
+        arena_bytes=memory.ram_bytes if memory else None,
+        flash_bytes=memory.flash_bytes if memory else None,
         coverage=_coverage(target, report.verdict.checks),
         parity=Parity(
             samples=target.parity.samples,
             flips=target.parity.flips,
             confident_flips=target.parity.confident_flips,
         ),
-        latency=Latency(
+        runtime=f"{executed.runtime} {executed.version}" if executed and latency is None else "",
+        latency=None
+        if latency is None
+        else Latency(
             p50_ms=latency.p50_ms,
             p90_ms=latency.p90_ms,
             threads=latency.threads,
             evidence=latency.evidence,
             runtime=f"{latency.runtime.runtime} {latency.runtime.version}",
         ),
+        estimate=None
+        if estimate is None
+        else Estimate(cycles=estimate.cycles, ms=estimate.ms, source=estimate.source),
         accuracy=float((predictions == labels).mean()),
         predictions=encode(predictions[order], classes),
+    )
+
+
+def _budgets(found: Sequence[_Budget]) -> tuple[BudgetResult, ...]:
+    return tuple(
+        BudgetResult(
+            name=each.name,
+            value=each.value,
+            limit=each.limit,
+            unit=each.unit,
+            met=each.met,
+            culprit=each.culprit,
+        )
+        for each in found
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeft.errors import ConfigError
 from edgeft.gating import checks
-from edgeft.gating.baseline import Baseline, Release, TargetRelease, read_baseline
+from edgeft.gating.baseline import Baseline, Estimate, Release, TargetRelease, read_baseline
 from edgeft.gating.checks import DEFAULT_MARGIN, SEED_NOTE, Pairing, overall
 from edgeft.gating.release import Candidate, read_report
 from edgeft.gating.samples import decode
@@ -23,7 +23,7 @@ class Limits:
 
     Args:
         accuracy_margin: Largest acceptable accuracy drop, 0..1. Never widened to what the samples can certify.
-        latency_ratio: Largest acceptable ratio of p50 latencies.
+        latency_ratio: Largest acceptable ratio of p50 latencies, and of a compiler's cycles.
         size_ratio: Largest acceptable ratio of sizes, MACs and memory.
         min_coverage: Least int8 share of MAC ops.
         max_size_ratio: Largest size relative to the float file.
@@ -136,8 +136,10 @@ def compare_releases(
         found.append(checks.at_most("macs", "", head.macs, base.macs, limits.size_ratio, of=of, unit="MACs"))
     for name in head.targets:
         found += _exact(name, head, base, limits)
+        found += [checks.budget(name, each) for each in candidate.budgets.get(name, ())]
         if name in base.targets:
-            found.append(latency(name, records, base, head, limits.latency_ratio))
+            timed = latency(name, records, base, head, limits.latency_ratio)
+            found += [timed] if timed is not None else []
     reference = f"{base.title}" + (f" and anchor {pinned.title}" if pinned else "")
     return Verdict(
         outcome=overall([check.outcome for check in found]),
@@ -173,7 +175,7 @@ def _accuracy(candidate: Candidate, base: Release, pinned: Release | None, margi
 def _is_the_same(then: TargetRelease, now: TargetRelease) -> bool:
     return (
         then.digests == now.digests
-        and then.latency.runtime == now.latency.runtime
+        and then.predicted_by == now.predicted_by
         and then.predictions == now.predictions
     )
 
@@ -221,6 +223,8 @@ def _exact(name: str, head: Release, base: Release, limits: Limits) -> Iterator[
             new, old = getattr(now, f"{kind}_bytes"), getattr(then, f"{kind}_bytes")
             if new is not None and old is not None:
                 yield checks.at_most(kind, name, new, old, limits.size_ratio, of="the baseline's")
+        if then.estimate is not None and now.estimate is not None:
+            yield _estimate(name, now.estimate, then.estimate, limits.latency_ratio)
         if then.scheme != now.scheme:
             yield Check(
                 name="scheme",
@@ -239,6 +243,20 @@ def _exact(name: str, head: Release, base: Release, limits: Limits) -> Iterator[
             f"executed{was}; at least {limits.min_coverage:.0%}",
         )
     yield checks.parity(name, now.parity.samples, now.parity.flips, now.parity.confident_flips)
+
+
+def _estimate(name: str, now: Estimate, then: Estimate, limit: float) -> Check:
+    """Check cycles, which are exact, unless the compiler or its settings changed: then they do not compare."""
+    if now.source == then.source:
+        of = f"the baseline's by {now.source}:"
+        return checks.at_most("estimate", name, now.cycles, then.cycles, limit, of=of, unit="cycles")
+    return Check(
+        name="estimate",
+        target=name,
+        outcome="no baseline",
+        detail=f"{now.cycles:,} cycles by {now.source}, the baseline's {then.cycles:,} by {then.source}: figures of "
+        "two compilers or settings do not compare",
+    )
 
 
 def _own(candidate: Candidate) -> Iterator[str]:

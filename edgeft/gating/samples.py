@@ -160,8 +160,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _without_statistics(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what a table's preprocessing learns from training data: a release with more of it stays comparable."""
+    """Drop what does not change the samples, so that releases stay comparable.
+
+    That is what a table's preprocessing learns from training data, and who normalises a picture, device or network.
+    """
     plain: dict[str, Any] = json.loads(json.dumps(preprocessing))  # tuples become what they are in a file
+    plain.pop("embedded", None)
     if plain.get("kind") == "table":
         plain["columns"] = [{key: column[key] for key in ("type", "name")} for column in plain["columns"]]
     return plain

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from edgeft.errors import ConfigError
 from edgeft.gating import documents
-from edgeft.gating.baseline import Release
+from edgeft.gating.baseline import Latency, Release
 from edgeft.types import Check, Outcome
 
 SCHEMA: Final = "edgeft-compare"
@@ -100,7 +100,7 @@ def require_useful(records: Sequence[TimingRecord], base: Release, head: Release
 
 def latency(
     target: str, records: Sequence[TimingRecord], base: Release, head: Release, limit: float
-) -> Check:
+) -> Check | None:
     """Judge a target's latency by its record; without one there is nothing to judge, only advice.
 
     Args:
@@ -109,14 +109,19 @@ def latency(
         base: Release to compare with.
         head: Release to judge.
         limit: Largest acceptable ratio of the p50 latencies.
+
+    Returns:
+        The check, or None for a target that no clock measures.
     """
     then, now = base.targets[target], head.targets[target]
     record = next((r for r in records if r.times(target, then.digests, now.digests)), None)
     if record is not None:
         return _from_record(target, record, head.host, limit)
-    if then.digests == now.digests:
+    if then.digests == now.digests and now.latency is not None:
         return Check(name="latency", target=target, outcome="pass", detail="the same file as the baseline's")
-    return _advice(target, base, head)
+    if then.latency is None or now.latency is None:
+        return None
+    return _advice(target, base, head, then.latency, now.latency)
 
 
 def _from_record(target: str, record: TimingRecord, host: Mapping[str, Any], limit: float) -> Check:
@@ -139,8 +144,7 @@ def _from_record(target: str, record: TimingRecord, host: Mapping[str, Any], lim
     return Check(name="latency", target=target, outcome=outcome, detail=detail, values=values)
 
 
-def _advice(target: str, base: Release, head: Release) -> Check:
-    then, now = base.targets[target].latency, head.targets[target].latency
+def _advice(target: str, base: Release, head: Release, then: Latency, now: Latency) -> Check:
     ratio = now.p50_ms / then.p50_ms if then.p50_ms else float("inf")
     detail = (
         f"advisory, not judged: {now.p50_ms:.3g} ms in this report, {then.p50_ms:.3g} ms in the baseline's "

@@ -90,7 +90,7 @@ def _targets(old: Release | None, new: Release, samples: SampleSet) -> Iterator[
 
 
 def _figures(target: TargetRelease | None) -> list[tuple[str, str]]:
-    names = ("file", "scheme", "accuracy", "size", "p50 (advisory)", "int8 as executed")
+    names = ("file", "scheme", "accuracy", "size", "RAM", "p50 (advisory)", "estimate", "int8 as executed")
     if target is None:
         return [(name, "-") for name in names]
     coverage = f"{target.coverage.executed:.1%}" if target.coverage else "-"
@@ -99,7 +99,9 @@ def _figures(target: TargetRelease | None) -> list[tuple[str, str]]:
         target.scheme,
         f"{target.accuracy:.2%}",
         f"{target.size_bytes:,} bytes",
-        f"{target.latency.p50_ms:.3g} ms",
+        "-" if target.arena_bytes is None else f"{target.arena_bytes:,} bytes",
+        f"{target.latency.p50_ms:.3g} ms" if target.latency else "-",
+        f"{target.estimate.ms:.3g} ms ({target.estimate.source})" if target.estimate else "-",
         coverage,
     )
     return list(zip(names, values, strict=True))

@@ -15,16 +15,23 @@ from edgeft.target import TargetProfile
 FLAGS = probe.FLAGS
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Any of these multiplies and adds four int8 products at once, without saturating on the way."""
+_ARM_FLAGS = ("asimd", "asimddp", "i8mm")
 PACKAGES = {
     "onnxruntime": ("numpy", "onnxruntime"),
     "openvino": ("numpy", "openvino"),
     "litert": ("numpy", "ai-edge-litert"),
+    "tflm": ("numpy", "tflite_micro"),
+    "qnn": ("numpy", "onnxruntime", "onnxruntime-qnn"),
+    "torch-cuda": ("numpy", "torch"),
 }
 """What a runtime's worker needs on a board, as pip knows it."""
 _RUNTIME_MODULES = {
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
     "litert": ("ai_edge_litert", "tflite_runtime"),
+    "tflm": ("tflite_micro",),
+    "qnn": ("onnxruntime_qnn",),
+    "torch-cuda": ("torch",),
 }
 """Importable names; any one of them will do."""
 _PROBE_SECONDS = 60.0
@@ -106,11 +113,16 @@ def check_isa_floor(profile: TargetProfile) -> None:
     host = profile.runtime.host
     if profile.isa_floor and not cpu_flags(host) & set(profile.isa_floor):
         whose = f"the CPU of {host}" if host else "this CPU"
-        raise MissingDependencyError(
-            f"target {profile.id}: {whose} has none of {', '.join(profile.isa_floor)}; without one its "
-            "int8 kernels saturate and lose accuracy",
+        why, cure = (
+            "without one its int8 kernels saturate and lose accuracy",
             "measure on a CPU with one of these flags, or take the target for older ones (cpu-onnxruntime-avx2, "
             "cpu-openvino-avx2)",
+        )
+        if set(profile.isa_floor) <= set(_ARM_FLAGS):
+            why = "its files are laid out for the kernels of Arm CPUs"
+            cure = f'edgeft targets new --from {profile.id} my-board.toml, and there [runtime] host = "user@board"'
+        raise MissingDependencyError(
+            f"target {profile.id}: {whose} has none of {', '.join(profile.isa_floor)}; {why}", cure
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a file goes, operation by operation, as ONNX Runtime's own profiler tells it."""
+"""Where the time of a file goes, operation by operation, as the profiler of its runtime tells it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,24 @@ _NODE = re.compile(r"(?P<node>.+?)(_token_\d+)?(_quant)?_kernel_time")
 def operation_times(
     artifact: ExportedArtifact, profile: TargetProfile, inputs: InputArray
 ) -> dict[str, float]:
-    """Return milliseconds per inference of every operation of an .onnx file, by the node's name in the file.
+    """Return milliseconds per inference of every operation of a file, by the node's name in the file.
 
     The profiler slows small operations down, and a transposition that the runtime put in has no name of the file:
     read the result as shares, not as a latency.
 
     Args:
         artifact: The file.
-        profile: A target of ONNX Runtime on the CPU.
+        profile: A target of ONNX Runtime on the CPU, or of OpenVINO on a device that is here.
         inputs: Real inputs (N, ...), fed in turn.
 
     Raises:
-        MissingDependencyError: ONNX Runtime is not installed.
+        MissingDependencyError: The runtime is not installed.
     """
+    timed = _openvino if profile.runtime.name == "openvino" else _onnxruntime
+    return timed(artifact, profile, inputs)
+
+
+def _onnxruntime(artifact: ExportedArtifact, profile: TargetProfile, inputs: InputArray) -> dict[str, float]:
     ort = extras.load("onnxruntime", f"target {profile.id}")
     settings = ort.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = profile.runtime.threads, 1
@@ -54,3 +59,16 @@ def operation_times(
         if event.get("cat") == "Node" and named:
             taken[named["node"]].append(event["dur"] / 1000)
     return {node: float(np.median(times)) for node, times in taken.items()}
+
+
+def _openvino(artifact: ExportedArtifact, profile: TargetProfile, inputs: InputArray) -> dict[str, float]:
+    ov = extras.load("openvino", f"target {profile.id}")
+    runtime = profile.runtime
+    settings = {**runtime.options, "INFERENCE_NUM_THREADS": str(runtime.threads), "PERF_COUNT": "YES"}
+    request = ov.Core().compile_model(str(artifact.path), runtime.device, settings).create_infer_request()
+    taken: defaultdict[str, list[float]] = defaultdict(list)
+    for run in range(_RUNS):
+        request.infer([inputs[run % len(inputs)][None]])
+        for layer in request.get_profiling_info():
+            taken[layer.node_name].append(layer.real_time.total_seconds() * 1000)
+    return {name: float(np.median(times)) for name, times in taken.items()}

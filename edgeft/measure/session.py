@@ -18,13 +18,22 @@ import numpy as np
 
 from edgeft import runtimes
 from edgeft.errors import MeasurementError, MissingDependencyError, RefusedError
-from edgeft.extras import missing_error
+from edgeft.extras import missing_device, missing_error
 from edgeft.measure import host as hosts
 from edgeft.measure.transports import Machine, Process, address, connect
 from edgeft.target import TargetProfile
 from edgeft.types import ExportedArtifact, FloatArray, InputArray, RuntimeReport
 
-_MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
+_MODULES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "ai_edge_litert",
+    "tflm": "tflite_micro",
+    "qnn": "onnxruntime_qnn",
+    "torch-cuda": "torch",
+}
+_BUILT_ON = {"qnn": ("onnxruntime",)}
+"""Adapters that another one needs beside it."""
 _PIECE_BYTES = 64 << 20
 """Inputs of one request at most: a board's folder for temporary files is often a piece of its memory."""
 OPEN_SECONDS = 120.0
@@ -35,7 +44,7 @@ def build_zipapp(runtime: str, path: Path) -> Path:
     """Write the worker and the adapter of one runtime as a zipapp with the same bytes every time.
 
     Args:
-        runtime: Name of a module of `edgeft.runtimes`.
+        runtime: Name of a runtime in profiles, as is its module of `edgeft.runtimes`.
         path: Where to write; by custom ``*.pyz``.
 
     Returns:
@@ -43,7 +52,10 @@ def build_zipapp(runtime: str, path: Path) -> Path:
     """
     adapters = Path(runtimes.__file__).parent
     members = {"__main__.py": Path(__file__).with_name("worker.py")}
-    members |= {f"runtimes/{name}.py": adapters / f"{name}.py" for name in ("__init__", "base", runtime)}
+    members |= {
+        f"runtimes/{name}.py": adapters / f"{name}.py"
+        for name in ("__init__", "base", *_BUILT_ON.get(runtime, ()), runtime.replace("-", "_"))
+    }
     with zipfile.ZipFile(path, "w") as archive:
         for name, source in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), source.read_bytes())
@@ -59,7 +71,7 @@ class Session:
         artifact: The file to open.
         profile: Runtime, device, threads and options.
         options: Further runtime options, over the profile's.
-        timeout_seconds: How long one request may take once the file is open.
+        timeout_seconds: How long one request may take once the file is open, besides the seconds that it asks for.
         streams: Inferences at a time that `throughput` runs, each with the profile's threads.
         open_file: Whether to open the file at once; else all that can be asked is `signature`.
 
@@ -129,15 +141,21 @@ class Session:
 
         The warm-up is a tenth of `min_seconds` unless it is given.
         """
-        wanted = {"min_runs": min_runs, "min_seconds": min_seconds, "warm_up_seconds": warm_up_seconds}
-        return self._request("time", timeout=self._timeout, inputs=self._keep(inputs), **wanted)
+        return self._timed("time", inputs, min_runs, min_seconds, warm_up_seconds)
 
     def throughput(
         self, inputs: Path, *, min_runs: int, min_seconds: float, warm_up_seconds: float | None = None
     ) -> dict[str, Any]:
         """Return `runs`, `seconds`, `samples_ms` (a list per stream) and `peak_rss_bytes`, all streams at once."""
+        return self._timed("throughput", inputs, min_runs, min_seconds, warm_up_seconds)
+
+    def _timed(
+        self, do: str, inputs: Path, min_runs: int, min_seconds: float, warm_up_seconds: float | None
+    ) -> dict[str, Any]:
         wanted = {"min_runs": min_runs, "min_seconds": min_seconds, "warm_up_seconds": warm_up_seconds}
-        return self._request("throughput", timeout=self._timeout, inputs=self._keep(inputs), **wanted)
+        # However long is asked for; the rest of the time is for the least number of runs.
+        asked = min_seconds + (min_seconds if warm_up_seconds is None else warm_up_seconds)
+        return self._request(do, timeout=self._timeout + asked, inputs=self._keep(inputs), **wanted)
 
     def signature(self) -> dict[str, list[dict[str, Any]]]:
         """Return the file's own `inputs` and `outputs` as `edgeft.runtimes.base.tensor` describes them."""
@@ -204,7 +222,7 @@ class Session:
         except TimeoutError:
             raise MeasurementError(
                 f"{self._where()}: no reply to {do!r} within {timeout:.0f} s",
-                "see whether the machine is overloaded",
+                "see whether the machine is overloaded; of a slow model ask for fewer runs",
             ) from None
         if not line:
             raise self._death(do, process)
@@ -232,10 +250,15 @@ class Session:
     def _refusal(self, do: str, reply: Mapping[str, Any]) -> MeasurementError | MissingDependencyError:
         if reply["kind"] in ("ImportError", "ModuleNotFoundError"):
             return self._missing(reply["error"])
-        return RefusedError(
-            f"{self._where()}: {self._profile.runtime.name} failed to {do}: {reply['error']}",
-            "see the target's [runtime] section: device, threads and options",
-        )
+        if reply["kind"] == "MissingDeviceError":
+            runtime = self._profile.runtime
+            return missing_device(runtime.name, runtime.device, f"{self._where()}: {reply['error']}")
+        hint = "see the target's [runtime] section: device, threads and options"
+        if "has no kernel of" in reply["error"]:
+            hint = "replace the operation in the network (targets/operators.md lists what has kernels), or the target"
+        # OpenVINO says where in its sources, line by line, and ends with empty ones.
+        said = "; ".join(line.strip() for line in reply["error"].splitlines() if line.strip())
+        return RefusedError(f"{self._where()}: {self._profile.runtime.name} failed to {do}: {said}", hint)
 
     def _missing(self, said: str) -> MissingDependencyError:
         runtime = self._profile.runtime

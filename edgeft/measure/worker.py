@@ -3,6 +3,7 @@
 Runs as ``__main__`` of a zipapp beside ``runtimes/``; needs the standard library, numpy and that runtime. One
 request per line on stdin, one reply per line on stdout; arrays travel as .npy files named by path:
 
+    {"do": "devices", "runtime": "onnxruntime"}              -> {"ok": true, "devices": {"cpu": ""}}
     {"do": "signature", "runtime": "onnxruntime", "path": ...} -> {"ok": true, "inputs": [{...}], "outputs": [{...}]}
     {"do": "open", "runtime": "onnxruntime", "path": ..., "device": ..., "threads": 1, "options": {}, "streams": 1,
      "inputs": [{...}], "outputs": [{...}]}                  -> {"ok": true, "load_ms": ...}
@@ -51,6 +52,7 @@ class Worker:
     def answer(self, request: dict[str, Any]) -> Reply:
         """Carry out one request and return its reply."""
         do: dict[str, Callable[..., Reply]] = {
+            "devices": self._devices,
             "signature": self._signature,
             "open": self._open,
             "predict": self._predict,
@@ -65,13 +67,16 @@ class Worker:
             return {"ok": False, "kind": type(error).__name__, "error": str(error)}
 
     def _open(self, *, runtime: str, path: str, **settings: Any) -> Reply:
-        module = importlib.import_module(f"runtimes.{runtime}")
+        module = _module(runtime)
         start = time.perf_counter_ns()
         self._adapter = module.Adapter(path, **settings)
         return {"load_ms": _since_ms(start)}
 
+    def _devices(self, *, runtime: str) -> Reply:
+        return {"devices": _module(runtime).devices()}
+
     def _signature(self, *, runtime: str, path: str) -> Reply:
-        found: Reply = importlib.import_module(f"runtimes.{runtime}").signature(path)
+        found: Reply = _module(runtime).signature(path)
         return found
 
     def _predict(self, *, inputs: str, outputs: str) -> Reply:
@@ -159,6 +164,11 @@ class _Race:
                 times.append(lane.invoke_ms())
         except (RuntimeError, ValueError) as error:  # raised again by `run`
             self._errors.append(error)
+
+
+def _module(runtime: str) -> Any:
+    """Return the adapter of a runtime."""
+    return importlib.import_module(f"runtimes.{runtime.replace('-', '_')}")
 
 
 def _read(path: str) -> list[Array]:

@@ -4,8 +4,9 @@
 - `preflight`: cross-checks before any work,
 - `explanation`: what would be done,
 - `walk`: stages, their keys, reuse and commit,
-- `inputs`: the objects that stages read, loaded when needed,
+- `inputs`: the objects that stages read, loaded when needed; `deployed`: the same for networks of raw pixels,
 - `steps`: the stages themselves,
+- `exporting`: the files of a target,
 - `evaluation`: what is measured for a target,
 - `conclusion`: packages and report,
 - `budgets`: what the pruned network may cost, and whether it does,
@@ -154,7 +155,7 @@ def measure_sensitivity(
     ).workspace
     with Workspace.open(folder, note=progress.note) as opened:
         inputs, walk = _finished(recipe, base, opened, last, device)
-        return sensitivity_tables.measure(inputs, walk, progress)
+        return sensitivity_tables.measure(inputs.deployed, walk, progress)
 
 
 def plan_pruning(
@@ -212,7 +213,7 @@ def _conclude(inputs: RunInputs, walk: Walk) -> RunSummary:
     facts = conclusion.Facts(
         recipe=inputs.recipe,
         workspace=root,
-        preprocessing=inputs.preprocessing,
+        preprocessing=inputs.deployed.preprocessing,
         profiles=inputs.profiles,
         folders=walk.folders,
         data=inputs.data_facts,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from edgeft import extras, measure, target
+from edgeft import compilers, extras, measure, target
 from edgeft.pipeline.inputs import RunInputs
 from edgeft.recipe import Quantize, Recipe
 from edgeft.target import TargetProfile
-from edgeft.types import Progress, TargetResult
+from edgeft.types import CompilerEstimate, ExportedArtifact, Progress, TargetResult
 
 _TIMED_INPUTS = 64
 
@@ -39,6 +41,7 @@ def facts(run: RunInputs) -> dict[str, Any]:
     return {
         "device": device.model_dump(mode="json", by_alias=True),
         "scheme": {key: getattr(scheme(run), key) for key in keys},
+        "preprocess": run.recipe.export.preprocess,
         "runtime": extras.versions(*device.runtime.requires),
     }
 
@@ -64,7 +67,7 @@ def offers(recipe: Recipe, finetuned: Mapping[str, Any], results: Sequence[Targe
         finetuned: Results of the fine-tune stage.
         results: What was measured.
     """
-    slow = [r.target for r in results if r.artifact.scheme == "int8" and r.ratio.low > 1]
+    slow = [r.target for r in results if r.artifact.scheme == "int8" and r.ratio and r.ratio.low > 1]
     rewritten = recipe.prune is not None and recipe.prune.rewrite != "none"
     sites = finetuned.get("results", {}).get("edge_lite_sites", 0)
     if not slow or rewritten or not sites:
@@ -77,10 +80,10 @@ def offers(recipe: Recipe, finetuned: Mapping[str, Any], results: Sequence[Targe
 
 
 def against_unpruned(run: RunInputs, device: TargetProfile, *, progress: Progress) -> dict[str, Any]:
-    """Time the final file of a target in turns with the unpruned network's at the same scheme.
+    """Time the final file of a target in turns with the unpruned network's at the same scheme, or let both be compiled.
 
     Returns:
-        ``{"against_unpruned": ratio}`` on the target of a latency budget, else nothing.
+        ``{"against_unpruned": ratio}`` on the target of a latency budget, else nothing. An estimate has no interval.
     """
     from edgeft import stages
 
@@ -90,6 +93,9 @@ def against_unpruned(run: RunInputs, device: TargetProfile, *, progress: Progres
     unpruned = stages.unpruned_file(run.folders["prune"])
     if unpruned is None or run.recipe.prune is None or run.recipe.prune.budget.kind != "latency":
         return {}
+    estimate = run.estimate(device)
+    if estimate is not None:
+        return {"against_unpruned": _estimated(estimate, device, unpruned)}
     config = run.recipe.measure
     base, head = measure.latencies(
         [
@@ -103,3 +109,9 @@ def against_unpruned(run: RunInputs, device: TargetProfile, *, progress: Progres
         progress=progress,
     )
     return {"against_unpruned": measure.ratio(head, base)}
+
+
+def _estimated(head: CompilerEstimate, device: TargetProfile, unpruned: ExportedArtifact) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="edgeft-unpruned-") as folder:
+        base = compilers.compile_for(device, unpruned.path, Path(folder))
+    return {"base": "unpruned", "head": "final", "ratio": head.ms / base.ms, "low": None, "high": None}

@@ -24,6 +24,7 @@ from edgeft.types import Progress, StepRecord, TargetResult, Verdict, silent
 _VERSIONS = (
     *("numpy", "torch", "torchao", "torch_pruning", "lightning", "timm", "torchvision"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "litert_torch", "ai_edge_litert"),
+    *("tflite_micro", "ethosu", "onnxruntime_qnn"),
 )
 
 
@@ -81,7 +82,7 @@ def write_packages(facts: Facts, results: Sequence[TargetResult], *, progress: P
                 recipe_hash=facts.recipe_hash,
                 data_fingerprint=facts.data["fingerprint"],
                 versions={"edgeft": edgeft.__version__, **extras.versions(*_VERSIONS)},
-                host=result.latency.runtime.details.get("host") or measure.host_fingerprint(),
+                host=result.runtime.details.get("host") or measure.host_fingerprint(),
                 origin=_origin(facts),
             )
         package.verify(written).require()

@@ -22,6 +22,7 @@ from edgeft.preprocessing import ImagePreprocessing, Preprocessing, TextPreproce
 from edgeft.recipe import Finetune, Model, Recipe, Training
 from edgeft.target import Numerics, TargetProfile
 from edgeft.types import (
+    CompilerEstimate,
     ExportedArtifact,
     FloatArray,
     FloatModel,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _EVALUATION_BATCH = 32
 PREPROCESSING = "preprocessing.json"
+ESTIMATE = "estimate.json"
 
 
 def quantize_stage(numerics: Numerics) -> str:
@@ -99,6 +101,13 @@ class RunInputs:
         stored = read_json(folder / PREPROCESSING)
         files = {path.name: path.read_text(encoding="utf-8") for path in (folder / "preprocessing").glob("*")}
         return preprocessing.from_dict(stored, files)
+
+    @cached_property
+    def deployed(self) -> RunInputs:
+        """These objects as exported files see them: with raw pixels, where the recipe puts normalisation into those."""
+        from edgeft.pipeline.deployed import DeployedInputs
+
+        return DeployedInputs(self) if self.recipe.export.preprocess == "embedded" else self
 
     @cached_property
     def user_metrics(self) -> tuple[UserMetric, ...]:
@@ -284,6 +293,13 @@ class RunInputs:
         """Return the record of a target's exported file: ``artifact`` or ``baseline``."""
         folder = self.folders[f"export-{profile.id}"]
         return records.decode(ExportedArtifact, read_json(folder / f"{which}.json"), folder)
+
+    def estimate(self, profile: TargetProfile) -> CompilerEstimate | None:
+        """Return what a target's compiler says of its exported file; None for a target without a compiler."""
+        folder = self.folders[f"export-{profile.id}"]
+        if profile.compiler is None:
+            return None
+        return records.decode(CompilerEstimate, read_json(folder / ESTIMATE), folder)
 
     def _load_float(self, stage: str) -> FloatModel:
         from safetensors.torch import load_file

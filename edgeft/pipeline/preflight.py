@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from edgeft import calibration, data, exporters, gating, models, target
+from edgeft import calibration, compilers, data, exporters, gating, models, target
 from edgeft.errors import ConfigError, DataError, EdgeftError, ModelError
-from edgeft.measure import check_host, check_isa_floor, noninferiority, user_metric
+from edgeft.measure import check_device, check_host, check_isa_floor, noninferiority, user_metric
+from edgeft.pipeline import denials
 from edgeft.preprocessing import ImagePreprocessing, Preprocessing
 from edgeft.recipe import Recipe
 from edgeft.target import TargetProfile
@@ -68,9 +69,12 @@ def _guarded(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
 def _target(name: str, base: Path, recipe: Recipe) -> Iterator[Finding]:
     profile = target.load(name, base)
     target.require_packages(profile)
+    if profile.compiler is not None:
+        compilers.check_settings(profile.compiler)
     check_host(profile)
     scheme = recipe.quantize.artifact_scheme if recipe.quantize else "float32"
     exporters.require_scheme(profile, scheme)
+    device = check_device(profile)
     if scheme in ("int8", "int8-dynamic"):  # it is the integer kernels that saturate
         check_isa_floor(profile)
     if profile.precision.full_integer and recipe.quantize and recipe.quantize.float_layers:
@@ -78,9 +82,16 @@ def _target(name: str, base: Path, recipe: Recipe) -> Iterator[Finding]:
             f"quantize.float_layers = {recipe.quantize.float_layers}: {profile.id} runs integer ops only",
             "leave float_layers out, or the target",
         )
+    if recipe.export.preprocess == "embedded" and profile.precision.symmetric_activations:
+        raise ConfigError(
+            f'export.preprocess = "embedded": {profile.id} takes activations with zero point 0, and these have 128 '
+            "steps from 0 up; raw pixels need 256",
+            "leave export.preprocess out, or the target",
+        )
     if recipe.prune and name == (recipe.prune.target or recipe.targets[0]):
         target.require_budget(profile, recipe.prune.budget.kind)
-    yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}")
+    on = f" ({device})" if device != "cpu" else ""
+    yield Finding(level="ok", topic="targets", text=f"{profile.id}: {profile.title}{on}")
 
 
 def _profiles(recipe: Recipe, base: Path) -> list[TargetProfile]:
@@ -92,6 +103,14 @@ def _profiles(recipe: Recipe, base: Path) -> list[TargetProfile]:
     return profiles
 
 
+def _preprocessing(recipe: Recipe, base: Path) -> Preprocessing:
+    template = models.default_preprocessing(recipe.model, recipe.task.kind, base=base)
+    if isinstance(template, ImagePreprocessing):
+        return template
+    # The shape depends on the data, which reads fast.
+    return data.load(recipe.task, template, base=base, seed=recipe.seed).preprocessing
+
+
 def build_model(recipe: Recipe, base: Path, classes: int) -> models.BuiltModel:
     """Return the network of a recipe, for `classes` classes and the inputs of its data; try its teacher too.
 
@@ -99,12 +118,7 @@ def build_model(recipe: Recipe, base: Path, classes: int) -> models.BuiltModel:
         EdgeftError: As `models.build` and, for texts and tables, `data.load`.
     """
     method = recipe.finetune.method if recipe.finetune else "none"
-    template = models.default_preprocessing(recipe.model, recipe.task.kind, base=base)
-    preprocessing: Preprocessing
-    if isinstance(template, ImagePreprocessing):
-        preprocessing = template
-    else:  # the shape depends on the data, which reads fast
-        preprocessing = data.load(recipe.task, template, base=base, seed=recipe.seed).preprocessing
+    preprocessing = _preprocessing(recipe, base)
     build = partial(models.build, base=base, seed=recipe.seed, preprocessing=preprocessing)
     if recipe.finetune and recipe.finetune.teacher:
         followed = recipe.finetune.teacher.model_dump()
@@ -133,6 +147,11 @@ def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:
         from edgeft import stages
 
         stages.check_pruning(built.module, recipe.prune)
+    profiles = _profiles(recipe, base)
+    if any(profile.ops.deny for profile in profiles):
+        rewritten = recipe.prune is not None and recipe.prune.rewrite == "edge-lite"
+        network = models.to_edge_lite(built.module).module if rewritten else built.module
+        denials.check_operators(network, _preprocessing(recipe, base), profiles)
     if built.head:
         yield Finding(level="ok", topic="model", text=f"head {built.head!r} for {classes} classes")
     for line in built.account.lines():

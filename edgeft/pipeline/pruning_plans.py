@@ -62,6 +62,7 @@ def explain(run: RunInputs, walk: Walk, progress: RunProgress) -> dict[str, Any]
         timed=run.profiles[0] if config.target is None else target.load(config.target, run.base),
         quantize=budgets.scheme(run),
         timing=run.recipe.measure,
+        embedded=run.recipe.export.preprocess == "embedded",
         seed=run.recipe.seed,
         progress=progress.stage_progress,
     )

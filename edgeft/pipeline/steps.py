@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 import edgeft
-from edgeft import calibration, data, extras, measure, records, target
+from edgeft import calibration, compilers, data, extras, measure, records, target
 from edgeft.pipeline import budgets, evaluation, processes
-from edgeft.pipeline.inputs import PREPROCESSING, RunInputs, quantize_stage
+from edgeft.pipeline.inputs import ESTIMATE, PREPROCESSING, RunInputs, quantize_stage
 from edgeft.pipeline.walk import CHECKPOINT, Outcome, Walk, write_json
-from edgeft.types import FloatModel, StepRecord, example_inputs
+from edgeft.types import FloatModel, StepRecord, TargetResult, example_inputs
 
 _GOLDEN_SAMPLES = 8
 _LEAKS_SHOWN = 3
@@ -117,6 +117,7 @@ def prune(run: RunInputs, walk: Walk) -> None:
             profile=budgets.profile(run),
             quantize=budgets.scheme(run),
             timing=run.recipe.measure,
+            embedded=run.recipe.export.preprocess == "embedded",
             seed=run.recipe.seed,
             checkpoint=folder / CHECKPOINT,
             progress=walk.tell,
@@ -130,7 +131,7 @@ def prune(run: RunInputs, walk: Walk) -> None:
 
 def quantize(run: RunInputs, walk: Walk) -> None:
     """Make a Q/DQ program for every numerics among the targets; leaves program.pt2 and its table of ranges."""
-    config = run.recipe.quantize
+    config, run = run.recipe.quantize, run.deployed
     if config is None or config.scheme == "none":
         return
     wanted = calibration.load(config.calibration, run.base)
@@ -142,6 +143,7 @@ def quantize(run: RunInputs, walk: Walk) -> None:
             "calibration": wanted.model_dump(mode="json") if config.calibrates else {},
             "numerics": numerics.model_dump(mode="json"),
             "full_integer": full_integer,
+            "preprocess": run.recipe.export.preprocess,
             "upstream": walk.keys.get("prune", walk.keys["finetune"]),
             "versions": _versions("torchao", *engine),
         }
@@ -185,26 +187,28 @@ def quantize(run: RunInputs, walk: Walk) -> None:
 
 def export(run: RunInputs, walk: Walk) -> None:
     """Write and check the compressed file and the float baseline of every target."""
+    run = run.deployed
     for profile in run.profiles:
         quantize_key = walk.keys.get(quantize_stage(profile.precision.numerics))
         inputs = {
             "profile": profile.model_dump(mode="json", by_alias=True),
             "upstream": quantize_key or walk.keys.get("prune") or walk.keys["finetune"],
             "float": walk.keys["finetune"],
+            "preprocess": run.recipe.export.preprocess,
             "versions": _versions("onnx", "onnxscript", "torch", *profile.runtime.requires),
         }
 
         def work(
             folder: Path, profile: target.TargetProfile = profile, quantize_key: str | None = quantize_key
         ) -> Outcome:
-            from edgeft import stages
+            from edgeft.pipeline import exporting
 
-            artifact = stages.export(run.program(profile), profile, folder, name="model")
-            # Where nothing is pruned or quantized, the final file and the baseline are one.
             changed = quantize_key is not None or "prune" in walk.folders
-            baseline = (
-                stages.export(run.float_program, profile, folder, name="float") if changed else artifact
-            )
+            artifact, baseline = exporting.files(run, profile, folder, changed=changed)
+            if profile.compiler is not None:
+                estimate = compilers.compile_for(profile, artifact.path, folder)
+                estimate = measure.memory.name_layers(estimate, artifact.path, run.program(profile).layers)
+                write_json(folder / ESTIMATE, records.encode(estimate, folder))
             write_json(folder / "artifact.json", records.encode(artifact, folder))
             write_json(folder / "baseline.json", records.encode(baseline, folder))
             ratio = artifact.size_bytes / baseline.size_bytes
@@ -220,6 +224,7 @@ def export(run: RunInputs, walk: Walk) -> None:
 
 def measure_targets(run: RunInputs, walk: Walk) -> None:
     """Predict and time on the exported files of every target; leaves measured.json and golden vectors."""
+    run = run.deployed
     for profile in run.profiles:
         inputs = {
             "config": run.recipe.measure.model_dump(mode="json"),
@@ -242,6 +247,8 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
                 classes=run.splits.classes,
                 user_metrics=run.user_metrics,
                 with_gallery=profile is run.profiles[0],  # the pictures of the others are nearly the same
+                estimate=run.estimate(profile),
+                layers=run.program(profile).layers,
                 progress=walk.tell,
             )
             golden = slice(0, _GOLDEN_SAMPLES)
@@ -254,10 +261,7 @@ def measure_targets(run: RunInputs, walk: Walk) -> None:
             result = measured.result
             write_json(folder / "measured.json", records.encode(result, walk.workspace.path))
             against = budgets.against_unpruned(run, profile, progress=walk.tell)
-            return {"lsb": run.lsb(profile), **against}, (
-                f"accuracy {result.accuracy.accuracy:.2%} (float {result.baseline_accuracy.accuracy:.2%}), "
-                f"latency x{result.ratio.ratio:.2f}, agreement {result.parity.agreement:.2%}"
-            )
+            return {"lsb": run.lsb(profile), **against}, _measured(result)
 
         walk.ensure("measure", inputs, work, suffix=profile.id)
 
@@ -270,6 +274,20 @@ STEPS = {
     "export": export,
     "measure": measure_targets,
 }
+
+
+def _measured(result: TargetResult) -> str:
+    """Return one line about what was found out for a target."""
+    parts = [f"accuracy {result.accuracy.accuracy:.2%} (float {result.baseline_accuracy.accuracy:.2%})"]
+    if result.ratio is not None:
+        parts.append(f"latency x{result.ratio.ratio:.2f}")
+    if result.estimate is not None:
+        parts.append(f"{result.estimate.ms:.3g} ms estimated ({result.estimate.source})")
+    if result.memory is not None:
+        parts.append(f"RAM {result.memory.ram_bytes:,} bytes")
+    parts.append(f"agreement {result.parity.agreement:.2%}")
+    parts += [f"over its {budget.name} budget" for budget in result.budgets if not budget.met]
+    return ", ".join(parts)
 
 
 def _save(model: FloatModel, folder: Path, **extra: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def table(record: Mapping[str, Any]) -> list[dict[str, str]]:
     Columns that say the same of no file (throughput, accuracy) are left out.
     """
     shown = []
-    for name, result in zip(_short_names(record["results"]), record["results"], strict=True):
+    for name, result in zip(short_names(record["results"]), record["results"], strict=True):
         latency, throughput, accuracy = result["latency"], result["throughput"], result["accuracy"]
         row = {"file": name}
         row |= {f"{key} ms": rows.milliseconds(latency[f"{key}_ms"]) for key in _STATISTICS}
@@ -127,7 +127,7 @@ def _figure(latency: Mapping[str, Any], unique: str) -> str:
     return drawing.svg
 
 
-def _short_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def short_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the last two parts of every path, or the whole ones where those are not unique."""
     names = [str(result["name"]) for result in results]
     short = ["/".join(Path(name).parts[-2:]) for name in names]

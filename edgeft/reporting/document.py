@@ -3,12 +3,14 @@
 Top-level keys: ``schema version name created recipe recipe_hash data model samples stages finetune prune quantize
 targets verdict host versions notes``. The test samples' identities and labels are stored once, in ``samples``; every
 accuracy then holds its predictions in that order, which is all that a later paired comparison needs. Times are in ms,
-sizes in bytes, accuracies and shares in 0..1. A number that is not finite is stored as null: JSON has none.
+sizes in bytes, accuracies and shares in 0..1. A number that is not finite is stored as null: JSON has none. So is what
+a target does not have: latencies and their ratio where no clock tells one (evidence executed, estimated, simulated).
 
 The version counts changes that a reader must know of. Keys that came later within version 1, and that a reader
 takes for null where they are absent: ``finetune``, ``prune``, ``quantize`` (one record per quantize stage), and of a
 target ``metrics baseline_metrics user_metrics baseline_user_metrics gallery`` (`types.ClassificationMetrics` and
-`types.Gallery`, field by field).
+`types.Gallery`, field by field), ``executed`` (`types.RuntimeReport`), ``estimate`` (`types.CompilerEstimate`, its file
+by name), ``memory`` (`types.MemoryResult`) and ``budgets`` (`types.BudgetResult`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,15 @@ from edgeft.errors import VerificationError
 from edgeft.measure import statistics
 from edgeft.reporting import pruning
 from edgeft.target import TargetProfile
-from edgeft.types import AccuracyResult, ExportedArtifact, LatencyResult, StepRecord, TargetResult, Verdict
+from edgeft.types import (
+    AccuracyResult,
+    CompilerEstimate,
+    ExportedArtifact,
+    LatencyResult,
+    StepRecord,
+    TargetResult,
+    Verdict,
+)
 
 SCHEMA = "edgeft-report"
 VERSION = 1
@@ -181,7 +191,7 @@ def _target(result: TargetResult, profile: TargetProfile) -> Document:
         "target": result.target,
         "title": profile.title,
         "kind": profile.kind,
-        "evidence": result.latency.evidence,
+        "evidence": result.evidence,
         "runtime": {
             "name": runtime.name,
             "device": runtime.device,
@@ -194,11 +204,15 @@ def _target(result: TargetResult, profile: TargetProfile) -> Document:
         "baseline_accuracy": _accuracy(result.baseline_accuracy),
         "drop": _drop(result.baseline_accuracy, result.accuracy),
         "parity": plain(result.parity),
+        "executed": plain(result.runtime),
         "latency": _latency(result.latency),
         "baseline_latency": _latency(result.baseline_latency),
         "other_float": [_latency(other) for other in result.other_float],
         "ratio": plain(result.ratio),
         "other_ratios": plain(result.other_ratios),
+        "estimate": _estimate(result.estimate),
+        "memory": plain(result.memory),
+        "budgets": plain(result.budgets),
         "metrics": plain(result.metrics),
         "baseline_metrics": plain(result.baseline_metrics),
         "user_metrics": plain(result.user_metrics),
@@ -241,7 +255,9 @@ def _drop(base: AccuracyResult, head: AccuracyResult) -> Document:
     return {"value": (lost - gained) / samples, "low": low, "high": high, "lost": lost, "gained": gained}
 
 
-def _latency(result: LatencyResult) -> Document:
+def _latency(result: LatencyResult | None) -> Document | None:
+    if result is None:
+        return None
     runs = np.concatenate([np.asarray(samples) for samples in result.samples_ms])
     return {
         "label": result.label,
@@ -259,3 +275,10 @@ def _latency(result: LatencyResult) -> Document:
         "load_ms": plain(result.load_ms),
         "first_ms": plain(result.first_ms),
     }
+
+
+def _estimate(estimate: CompilerEstimate | None) -> Document | None:
+    if estimate is None:
+        return None
+    name = estimate.file.name if estimate.file is not None else ""
+    return {**plain(estimate), "file": name, "source": estimate.source}

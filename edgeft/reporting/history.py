@@ -7,7 +7,8 @@ Every line stands for itself and diffs well in git::
 
 with ``created`` and ``name`` of the report, and per target ``accuracy``, its 95 % interval ``low`` and ``high`` (all
 0..1), ``samples``, ``p50_ms``, ``ratio`` (latency over this runtime's fastest float, with ``ratio_low`` and
-``ratio_high``), ``size_bytes``, ``coverage`` (0..1) and ``outcome``.
+``ratio_high``), ``size_bytes``, ``coverage`` (0..1) and ``outcome``. Targets that no clock measures have null for
+``p50_ms`` and the ratios; ``estimated_ms`` and ``ram_bytes`` are null where they are not known.
 """
 
 from __future__ import annotations
@@ -109,16 +110,19 @@ def _line(report: Mapping[str, Any], verdict: Verdict, release: str, commit: str
 
 
 def _target(target: Mapping[str, Any], checks: list[dict[str, Any]]) -> dict[str, Any]:
-    accuracy, ratio = target["accuracy"], target["ratio"]
+    accuracy, ratio = target["accuracy"], target["ratio"] or {}
+    latency, estimate, memory = (target.get(key) or {} for key in ("latency", "estimate", "memory"))
     return {
         "accuracy": accuracy["value"],
         "low": accuracy["low"],
         "high": accuracy["high"],
         "samples": accuracy["samples"],
-        "p50_ms": target["latency"]["p50_ms"],
-        "ratio": ratio["ratio"],
-        "ratio_low": ratio["low"],
-        "ratio_high": ratio["high"],
+        "p50_ms": latency.get("p50_ms"),
+        "estimated_ms": estimate.get("ms"),
+        "ratio": ratio.get("ratio"),
+        "ratio_low": ratio.get("low"),
+        "ratio_high": ratio.get("high"),
+        "ram_bytes": memory.get("ram_bytes"),
         "size_bytes": target["artifact"]["size_bytes"],
         "coverage": target["artifact"]["coverage"]["ratio"],
         "outcome": rows.outcome(target["target"], checks),

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeft.reporting import plots, pruning, quality, quantization, rows
+from edgeft.reporting import device, plots, pruning, quality, quantization, rows
 from edgeft.reporting.storage import write_text
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+_ABSENT: Mapping[str, Any] = {"executed": None, "estimate": None, "memory": None, "budgets": []}
+"""Keys of a target that reports from before they came do not have."""
 _PICTURE = "photo.jpg # classify a picture"
 _EXAMPLES = {
     "text-classification": '"a text"  # classify a text',
@@ -27,6 +29,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> Path:
     """
     import jinja2
 
+    report = {**report, "targets": [{**_ABSENT, **target} for target in report["targets"]]}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -48,6 +51,11 @@ def write_html(report: Mapping[str, Any], path: Path) -> Path:
         example=_EXAMPLES.get(report["recipe"].get("task", {}).get("kind"), _PICTURE),
         finetune=_finetune(report.get("finetune")),
         pruning=pruning.section(report),
+        device={
+            "memory": device.memory(report),
+            "budgets": device.budgets(report),
+            "estimates": device.estimates(report),
+        },
         quantizations=quantization.sections(report),
         curves={index: list(_curves(stage["results"])) for index, stage in enumerate(report["stages"])},
     )
@@ -55,8 +63,11 @@ def write_html(report: Mapping[str, Any], path: Path) -> Path:
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return evidence -> figure: latencies of different kinds are never drawn on one axis."""
-    kinds = dict.fromkeys(target["evidence"] for target in report["targets"])
+    """Return evidence -> figure: latencies of different kinds are never drawn on one axis.
+
+    Without a clock there is nothing to draw: the table has the accuracies.
+    """
+    kinds = dict.fromkeys(target["evidence"] for target in report["targets"] if target["latency"])
     return {
         kind: plots.comparison(
             [t for t in report["targets"] if t["evidence"] == kind], unique=f"edgeft-{kind}"

@@ -100,10 +100,13 @@ def _held(search: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str 
     return (
         f"{_ratio(predicted['value'], predicted)} before training, {_ratio(final['ratio'], final)} of the final file, "
         f"both of the unpruned network's {search['scheme']} file on {search['target']}"
+        + ("" if final["low"] is not None else ", as its compiler estimates")
     )
 
 
 def _ratio(value: float, bounds: Mapping[str, Any]) -> str:
+    if bounds["low"] is None:  # counted or estimated, not measured
+        return f"{value:.3f}"
     return rows.interval(f"{value:.3f}", f"{bounds['low']:.3f}", f"{bounds['high']:.3f}")
 
 
@@ -112,7 +115,7 @@ def _candidate(candidate: Mapping[str, Any], search: Mapping[str, Any]) -> dict[
     value = candidate["value"]
     return {
         **candidate,
-        "text": f"{value:.3f}" if candidate["low"] is None else _ratio(value, candidate),
+        "text": _ratio(value, candidate),
         "within": value <= search["budget"],
         "chosen": candidate is search["candidates"][search["chosen"]],
     }

@@ -28,11 +28,16 @@ class ReleasedTarget(_Part):
     low: Share
     high: Share
     samples: Annotated[int, Field(ge=1)]
-    p50_ms: Positive
-    ratio: Positive
+    p50_ms: Positive | None = None
+    """Of a clock; None where there is none, and so is the ratio."""
+    estimated_ms: Positive | None = None
+    """Of the target's compiler."""
+    ratio: Positive | None = None
     """Latency over that of this runtime's fastest float, with its 95 % interval."""
-    ratio_low: Positive
-    ratio_high: Positive
+    ratio_low: Positive | None = None
+    ratio_high: Positive | None = None
+    ram_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Where the device's memory counts."""
     size_bytes: Annotated[int, Field(ge=1)]
     coverage: Share
     """Of MAC ops in int8."""

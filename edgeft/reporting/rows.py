@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+NOTHING: Final = "-"
+"""Stands for a figure that a target does not have."""
 
 
 def headings(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return column key -> heading for the rows of `table`, in order."""
+    """Return column key -> heading for the rows of `table`, in order; without those that are empty for all targets."""
     schemes = {target["artifact"]["scheme"] for target in report["targets"]}
     final = schemes.pop() if len(schemes) == 1 else "final"
     if final == "float32":
         final = "final"
-    return {
+    found = {
         "target": "target",
         "float_accuracy": "float acc",
         "accuracy": f"{final} acc",
@@ -22,19 +25,29 @@ def headings(report: Mapping[str, Any]) -> dict[str, str]:
         "ratio": "ratio [95 %]",
         "float_kb": "float KB",
         "kb": f"{final} KB",
+        "ram": "RAM KB",
+        "flash": "flash KB",
         "coverage": "int8 MAC ops",
         "agreement": "agrees with Q/DQ" if final == "int8" else "agrees with program",
         "verdict": "verdict",
     }
+    timed = any(target["latency"] for target in report["targets"])
+    estimated = any(target.get("estimate") for target in report["targets"])
+    sized = any(target.get("memory") for target in report["targets"])
+    known = {"float_ms": timed, "ratio": timed, "ms": timed or estimated, "ram": sized, "flash": sized}
+    return {key: heading for key, heading in found.items() if known.get(key, True)}
 
 
 def table(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return one row per target, formatted; keys as in `headings`.
 
     Accuracies are in percent, the drop in percentage points (positive is worse), latencies are p50 in ms and
-    marked where they were not measured by the clock, sizes are in units of 1000 bytes.
+    marked where they were not measured by the clock, sizes are in units of 1000 bytes; a budget follows its figure. A
+    dash stands for what a target does not have.
     """
-    return [_row(target, report["verdict"]["checks"]) for target in report["targets"]]
+    shown = headings(report)
+    rows = [_row(target, report["verdict"]["checks"]) for target in report["targets"]]
+    return [{key: row[key] for key in shown} for row in rows]
 
 
 def percent(share: float) -> str:
@@ -60,9 +73,20 @@ def milliseconds(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def kilobytes(size_bytes: int) -> str:
+def kilobytes(size_bytes: float) -> str:
     """Format a size in units of 1000 bytes."""
     return f"{size_bytes / 1000:,.1f}" if size_bytes < 100_000 else f"{size_bytes / 1000:,.0f}"
+
+
+def amount(value: float, unit: str) -> str:
+    """Format a figure in one of the units of budgets: bytes (in units of 1000), ms, ops."""
+    match unit:
+        case "bytes":
+            return f"{kilobytes(value)} KB"
+        case "ms":
+            return f"{milliseconds(value)} ms"
+        case _:
+            return f"{value:g} {unit}"
 
 
 def precision(latency: Mapping[str, Any]) -> str:
@@ -77,19 +101,37 @@ def outcome(target: str, checks: list[dict[str, Any]]) -> str:
     return next((o for o in ("fail", "inconclusive", "pass", "no baseline") if o in found), "not checked")
 
 
+def over(budget: Mapping[str, Any]) -> str:
+    """Format a budget behind what was found, in the same unit: ``of 256`` or, where it is missed, ``> 256``."""
+    limit = budget["limit"]
+    text = kilobytes(limit) if budget["unit"] == "bytes" else milliseconds(limit)
+    return f"of {text}" if budget["met"] else f"> {text}"
+
+
 def _row(target: Mapping[str, Any], checks: list[dict[str, Any]]) -> dict[str, str]:
-    drop, ratio, base = target["drop"], target["ratio"], target["baseline_latency"]
-    mark = "" if target["evidence"] in ("measured", "hardware") else f" ({target['evidence']})"
+    drop, ratio, base, latency = (target[k] for k in ("drop", "ratio", "baseline_latency", "latency"))
+    budgets = {budget["name"]: over(budget) for budget in target.get("budgets") or ()}
+    memory = target.get("memory") or {}
+
+    def amount(key: str, budget: str) -> str:
+        return f"{kilobytes(memory[key])} {budgets.get(budget, '')}".rstrip() if memory else NOTHING
+
+    estimate = target.get("estimate")
+    ms = f"{milliseconds(estimate['ms'])} (estimated)" if estimate else NOTHING
+    if latency:
+        ms = milliseconds(latency["p50_ms"])
     return {
         "target": target["target"],
         "float_accuracy": percent(target["baseline_accuracy"]["value"]),
         "accuracy": percent(target["accuracy"]["value"]),
         "drop": interval(*(points(drop[key]) for key in ("value", "low", "high"))),
-        "float_ms": f"{milliseconds(base['p50_ms'])}{mark} ({precision(base)})",
-        "ms": f"{milliseconds(target['latency']['p50_ms'])}{mark}",
-        "ratio": interval(*(f"{ratio[key]:.2f}" for key in ("ratio", "low", "high"))),
+        "float_ms": f"{milliseconds(base['p50_ms'])} ({precision(base)})" if base else NOTHING,
+        "ms": f"{ms} {budgets.get('latency', '')}".rstrip(),
+        "ratio": interval(*(f"{ratio[key]:.2f}" for key in ("ratio", "low", "high"))) if ratio else NOTHING,
         "float_kb": kilobytes(target["baseline"]["size_bytes"]),
         "kb": kilobytes(target["artifact"]["size_bytes"]),
+        "ram": amount("ram_bytes", "ram"),
+        "flash": amount("flash_bytes", "flash"),
         "coverage": percent(target["artifact"]["coverage"]["ratio"]),
         "agreement": percent(target["parity"]["agreement"]),
         "verdict": outcome(target["target"], checks),

@@ -135,6 +135,50 @@ class _Ratio(_Part):
     high: float
 
 
+class _Runtime(_Part):
+    runtime: str
+    version: str
+    mac_precision: dict[str, int]
+
+
+class _Layer(_Part):
+    name: str
+    op: str
+    cycles: int
+    macs: int
+    sram_bytes: int
+    utilisation: float
+
+
+class _Estimate(_Part):
+    source: str
+    cycles: int
+    ms: float
+    sram_bytes: int
+    dram_bytes: int
+    flash_bytes: int
+    npu_ops: int
+    fallback_ops: list[str]
+    layers: list[_Layer]
+
+
+class _Memory(_Part):
+    ram_bytes: int
+    flash_bytes: int
+    ram_layer: str
+    flash_layer: str
+    source: str
+
+
+class _Budget(_Part):
+    name: str
+    value: float
+    limit: float
+    unit: str
+    met: bool
+    culprit: str
+
+
 class _ClassMetrics(_Part):
     name: str
     support: int
@@ -198,10 +242,14 @@ class _Target(_Part):
     baseline_accuracy: _Accuracy
     drop: _Interval
     parity: _Parity
-    latency: _Latency
-    baseline_latency: _Latency
+    executed: _Runtime | None = None
+    latency: _Latency | None
+    baseline_latency: _Latency | None
     other_float: list[_Latency]
-    ratio: _Ratio
+    ratio: _Ratio | None
+    estimate: _Estimate | None = None
+    memory: _Memory | None = None
+    budgets: list[_Budget] = []
     metrics: _Metrics | None = None
     baseline_metrics: _Metrics | None = None
     user_metrics: dict[str, float] | None = None

@@ -47,7 +47,7 @@ def page(releases: Sequence[Release]) -> str:
 
 
 def figure(releases: Sequence[Release], target: str, *, unique: str) -> str:
-    """Draw one target's accuracy, latency ratio and size over the releases, oldest first.
+    """Draw one target's accuracy, latency ratio (RAM where no clock gives one) and size over the releases.
 
     Args:
         releases: All of the history, so that the figures of several targets have one axis; a release without this
@@ -60,21 +60,37 @@ def figure(releases: Sequence[Release], target: str, *, unique: str) -> str:
     """
     shown = [(i, release.targets[target]) for i, release in enumerate(releases) if target in release.targets]
     with plots.draw((11.5, 2.9), unique) as drawing:
-        accuracy, ratio, size = drawing.figure.subplots(1, 3)
+        accuracy, middle, size = drawing.figure.subplots(1, 3)
         _draw(accuracy, [(i, 100 * t.accuracy, 100 * t.low, 100 * t.high, t.outcome) for i, t in shown])
-        _draw(ratio, [(i, t.ratio, t.ratio_low, t.ratio_high, t.outcome) for i, t in shown])
+        is_ratio = _middle(middle, shown)
         kilobytes = [(i, t.size_bytes / 1000, t.outcome) for i, t in shown]
         _draw(size, [(i, value, value, value, outcome) for i, value, outcome in kilobytes])
         accuracy.set_title("accuracy, %", loc="left", fontsize=11)
-        ratio.set_title("latency over fastest float", loc="left", fontsize=11)
         size.set_title("size, KB", loc="left", fontsize=11)
-        for axes in (ratio, size):
+        for axes in (middle, size):
             axes.set_ylim(bottom=0, top=1.12 * axes.get_ylim()[1])
-        if ratio.get_ylim()[1] > 1:
-            ratio.axhline(1, linestyle="--", color=plots.FLOAT, linewidth=1)
-        for axes in (accuracy, ratio, size):
+        if is_ratio and middle.get_ylim()[1] > 1:
+            middle.axhline(1, linestyle="--", color=plots.FLOAT, linewidth=1)
+        for axes in (accuracy, middle, size):
             _label(axes, releases)
     return drawing.svg
+
+
+def _middle(axes: Any, shown: Sequence[tuple[int, ReleasedTarget]]) -> bool:
+    """Draw the latency ratio, or RAM where there is none; return whether it was the ratio."""
+    ratios = [
+        (i, t.ratio, t.ratio_low, t.ratio_high, t.outcome)
+        for i, t in shown
+        if t.ratio is not None and t.ratio_low is not None and t.ratio_high is not None
+    ]
+    if not ratios:
+        ram = [(i, t.ram_bytes / 1000, t.outcome) for i, t in shown if t.ram_bytes is not None]
+        _draw(axes, [(i, value, value, value, outcome) for i, value, outcome in ram])
+        axes.set_title("RAM, KB", loc="left", fontsize=11)
+        return False
+    _draw(axes, ratios)
+    axes.set_title("latency over fastest float", loc="left", fontsize=11)
+    return True
 
 
 def _draw(axes: Any, points: Sequence[tuple[int, float, float, float, str]]) -> None:
@@ -106,6 +122,14 @@ def _shortened(label: str) -> str:
     return text.replace("$", r"\$")
 
 
+def _milliseconds(target: ReleasedTarget) -> str:
+    if target.p50_ms is not None:
+        return rows.milliseconds(target.p50_ms)
+    if target.estimated_ms is None:
+        return rows.NOTHING
+    return f"{rows.milliseconds(target.estimated_ms)} (estimated)"
+
+
 def _row(release: Release, target: ReleasedTarget) -> dict[str, str]:
     return {
         "release": release.label,
@@ -114,10 +138,10 @@ def _row(release: Release, target: ReleasedTarget) -> dict[str, str]:
         "run": release.name,
         "accuracy [95 %]": rows.interval(*map(rows.percent, (target.accuracy, target.low, target.high))),
         "samples": f"{target.samples:,}",
-        "p50 ms": rows.milliseconds(target.p50_ms),
-        "ratio [95 %]": rows.interval(
-            *(f"{r:.2f}" for r in (target.ratio, target.ratio_low, target.ratio_high))
-        ),
+        "p50 ms": _milliseconds(target),
+        "ratio [95 %]": rows.NOTHING
+        if target.ratio is None
+        else rows.interval(*(f"{r:.2f}" for r in (target.ratio, target.ratio_low, target.ratio_high))),
         "KB": rows.kilobytes(target.size_bytes),
         "int8 MAC ops": rows.percent(target.coverage),
         "outcome": target.outcome,

@@ -66,6 +66,10 @@ def batch_of(samples: Sequence[Array], i: int, specs: Sequence[Spec]) -> list[Ar
     return feed
 
 
+class MissingDeviceError(RuntimeError):
+    """The device that was asked for is not there."""
+
+
 class Lane(ABC):
     """A place where one inference runs at a time; concurrent streams have one each."""
 
@@ -172,6 +176,16 @@ class BaseAdapter(ABC):
         ):
             raise RuntimeError(
                 f"{self.path}: {kind} is {tuple(shape)}, the artifact says {tuple(spec['shape'])}"
+            )
+
+    def _check_quantization(self, kind: str, spec: Spec, found: tuple[float, int]) -> None:
+        """Raise RuntimeError if the file itself carries another scale or zero point than the request."""
+        if np.dtype(spec["dtype"]).kind == "f":
+            return
+        if np.float32(found[0]) != np.float32(spec["scale"]) or found[1] != spec["zero_point"]:
+            wanted = (spec["scale"], spec["zero_point"])
+            raise RuntimeError(
+                f"{self.path}: {kind} scale and zero point are {found}, the artifact says {wanted}"
             )
 
     def _check_count(self, kind: str, found: int, specs: Sequence[Spec]) -> None:

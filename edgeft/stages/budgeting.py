@@ -25,12 +25,16 @@ SEARCH = "search.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Where and how a candidate is tried: target, scheme of the files, real inputs (N, ...), rounds of the clock."""
+    """Where and how a candidate is tried: target, scheme of the files, real inputs (N, ...), rounds of the clock.
+
+    `embedded` files normalise by themselves.
+    """
 
     profile: TargetProfile
     quantize: Quantize
     inputs: torch.Tensor
     timing: Measure
+    embedded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ def choose(
         device.inputs,
         device.timing,
         folder,
+        embedded=device.embedded,
         progress=progress,
     )
     found = _search(analysis, model, source, config, trials, progress)

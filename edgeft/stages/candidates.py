@@ -2,14 +2,16 @@
 
 Latency, file size and memory of an integer file depend on the shapes and the scheme, not on the values of the weights.
 So a candidate is calibrated on a few samples, goes through the real exporter, and is timed on the real runtime, in
-turns with the unpruned network.
+turns with the unpruned network. For a device that is not here, its compiler estimates the latency of both.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeft import calibration, exporters, measure, quantization, target
+from edgeft import calibration, compilers, measure, quantization, target
 from edgeft.pruning.search import Cost
 from edgeft.recipe import Measure, Quantize
 from edgeft.stages.deploying import export
 from edgeft.target import TargetProfile
-from edgeft.types import ExportedArtifact, FloatModel, InputArray, Progress, QuantModel, silent
+from edgeft.types import (
+    CompilerEstimate,
+    ExportedArtifact,
+    FloatModel,
+    InputArray,
+    Progress,
+    QuantModel,
+    silent,
+)
 
 UNPRUNED = "unpruned"
 _TRIES, _WIDE = 3, 0.1
@@ -68,17 +78,19 @@ class Trials:
 
     Args:
         unpruned: The network that everything is compared with; exported at once.
-        kind: What is asked for: ``latency``, ``size`` or ``ram``. Only a latency needs the clock.
+        kind: What is asked for: ``latency``, ``size`` or ``ram``. Only a latency needs the clock, or the target's
+            compiler.
         profile: The target.
         quantize: The scheme of the files.
         inputs: A few real inputs (N, ...), to calibrate on and to time with.
         timing: Rounds and stop rule of the clock.
         folder: Where files are written; that of the unpruned network stays, the candidates' do not.
+        embedded: Whether the files normalise by themselves and take raw pixels.
         progress: Told what is timed.
 
     Raises:
         ConfigError: The target cannot tell what is asked for.
-        ExportError: The unpruned network cannot be exported.
+        ExportError: The unpruned network cannot be exported or compiled.
         MissingDependencyError: A package of the target is not installed.
     """
 
@@ -92,10 +104,14 @@ class Trials:
         timing: Measure,
         folder: Path,
         *,
+        embedded: bool = False,
         progress: Progress = silent,
     ) -> None:
         target.require_budget(profile, kind)
         self._model, self._kind, self._profile, self._quantize = unpruned, kind, profile, quantize
+        self._embedded = embedded
+        if embedded:
+            inputs = quantization.raw_inputs(unpruned, inputs)
         self._inputs, self._timing, self._folder, self._progress = inputs, timing, folder, progress
         self.exports = 0
         """Files written so far, that of the unpruned network included."""
@@ -105,16 +121,14 @@ class Trials:
         """Return what a network costs, with its figures.
 
         Raises:
-            ExportError: It cannot be exported.
+            ExportError: It cannot be exported or compiled.
             MeasurementError: A worker died or the runtime refused the file.
         """
         artifact = self._export(module, "candidate")
         try:
-            if self._kind == "latency":
+            if self._kind == "latency" and self._profile.clocked:
                 return self._timed(artifact)
-            amounts = [self._bytes(each) for each in (artifact, self.unpruned)]
-            figures = {f"{self._kind}_bytes": amounts[0], "size_bytes": artifact.size_bytes}
-            return Cost(value=amounts[0] / amounts[1], figures=figures)
+            return self._counted(artifact)
         finally:
             for file in artifact.files:
                 file.unlink(missing_ok=True)
@@ -146,12 +160,41 @@ class Trials:
         }
         return Cost(value=ratio.ratio, low=ratio.low, high=ratio.high, figures=figures)
 
-    def _bytes(self, artifact: ExportedArtifact) -> int:
-        return artifact.size_bytes if self._kind == "size" else exporters.activation_bytes(artifact.path)
+    def _counted(self, artifact: ExportedArtifact) -> Cost:
+        amount, unpruned = self._amount(artifact), self._unpruned_amount
+        figures: dict[str, Any] = {"size_bytes": artifact.size_bytes}
+        if self._kind == "latency":
+            figures |= {"latency_ms": amount, "unpruned_ms": unpruned}
+        else:
+            figures[f"{self._kind}_bytes"] = amount
+        return Cost(value=amount / unpruned, figures=figures)
+
+    @cached_property
+    def _unpruned_amount(self) -> float:
+        return self._amount(self.unpruned)
+
+    def _amount(self, artifact: ExportedArtifact) -> float:
+        """Return what a file takes of what is asked for, in bytes, or in ms by the target's compiler."""
+        if self._kind == "size":
+            return artifact.size_bytes
+        self._progress(f"export {self.exports}, {self._kind} of {artifact.path.stem}")
+        if self._profile.compiler is not None:
+            estimate = self._estimate(artifact)
+            return estimate.ms if self._kind == "latency" else estimate.sram_bytes
+        if self._profile.runtime.name == "tflm":
+            with measure.Session(artifact, self._profile) as session:
+                return int(session.describe().details["arena_bytes"])
+        return measure.memory.activation_bytes(artifact.path)
+
+    def _estimate(self, artifact: ExportedArtifact) -> CompilerEstimate:
+        with tempfile.TemporaryDirectory(prefix="edgeft-candidate-") as folder:
+            return compilers.compile_for(self._profile, artifact.path, Path(folder))
 
     def _export(self, module: nn.Module, name: str) -> ExportedArtifact:
         self.exports += 1
         model = dataclasses.replace(self._model, module=module)
+        if self._embedded:
+            model = quantization.embed_normalization(model)
         program = quick_program(model, self._quantize, self._profile, self._inputs)
         return export(program, self._profile, self._folder, name=name)
 

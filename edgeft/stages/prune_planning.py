@@ -66,6 +66,7 @@ def plan_pruning(
     timed: TargetProfile | None = None,
     quantize: Quantize | None = None,
     timing: Measure | None = None,
+    embedded: bool = False,
     seed: int = 0,
     progress: Progress = silent,
     **settings: Any,
@@ -82,6 +83,7 @@ def plan_pruning(
         timed: Target that shares of time are measured on; none are without one, or where its runtime does not tell.
         quantize: As in `prune`.
         timing: As in `prune`.
+        embedded: As in `prune`.
         seed: As in `prune`.
         progress: Told which group is tried.
         **settings: Fields of `recipe.Prune`.
@@ -105,7 +107,13 @@ def plan_pruning(
         times, origin = _layer_times(source, timed, quantize, inputs, Path(folder))
         device = None
         if profile is not None:
-            device = Device(profile=profile, quantize=quantize, inputs=inputs, timing=timing or Measure())
+            device = Device(
+                profile=profile,
+                quantize=quantize,
+                inputs=inputs,
+                timing=timing or Measure(),
+                embedded=embedded,
+            )
         selection = choose(analysis, model, source.module, config, device, Path(folder), progress=progress)
     plan = analysis.apply(selection.widths).plan
     accuracy, loss, samples = _score(source.module, val)

@@ -43,6 +43,7 @@ def prune(
     profile: TargetProfile | None = None,
     quantize: Quantize | None = None,
     timing: Measure | None = None,
+    embedded: bool = False,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress = silent,
@@ -63,6 +64,7 @@ def prune(
             ``config.target`` names.
         quantize: Scheme of the files that are tried; int8 by default.
         timing: Rounds and stop rule of the clock.
+        embedded: Whether the files will normalise pictures by themselves.
         seed: As in `finetune`.
         checkpoint: As in `finetune`. Beside it lie a search's results, the unpruned network's file on the target, and
             the networks between the steps of an iterative schedule.
@@ -95,6 +97,7 @@ def prune(
                 quantize=quantize or Quantize(),
                 inputs=few_inputs(val, INPUTS),
                 timing=timing or Measure(),
+                embedded=embedded,
             )
         selection = choose(analysis, model, source.module, config, device, folder, progress=progress)
         cutting = _Cutting(

@@ -1,4 +1,4 @@
-"""Small networks taken through annotation, calibration, conversion, export and the three runtimes."""
+"""Small networks taken through annotation, calibration, conversion, export and the runtimes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from edgeft.types import FloatModel, QuantModel
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 RUNTIMES = ("cpu-onnxruntime", "cpu-openvino", "cpu-litert")
+EVERYWHERE = (*RUNTIMES, "mcu-tflm")
+"""A microcontroller lacks kernels that the CPUs have: it takes part where its kernels are the matter."""
 SIZE, SAMPLES = 8, 16
 
 
@@ -49,7 +51,10 @@ class Branches(nn.Module):
         return [branch(stem).flatten(1) for branch in self.branches.values()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.parts(x), 1)
+        parts = self.parts(x)
+        while len(parts) > 1:  # the kernel of TensorFlow Lite Micro joins ten at most
+            parts = [torch.cat(parts[i : i + 10], 1) for i in range(0, len(parts), 10)]
+        return parts[0]
 
 
 @dataclasses.dataclass
@@ -64,6 +69,7 @@ class Deployed:
     logits: dict[str, Array]
     artifacts: dict[str, Any]
     reports: dict[str, dict[str, Any]]
+    refused: dict[str, str]
     columns: dict[str, slice]
 
     @property
@@ -100,20 +106,26 @@ def deploy_network(
         parts = network.parts(x) if isinstance(network, Branches) else [network(x)]
     names = list(network.branches) if isinstance(network, Branches) else [name]
     ends = np.cumsum([0, *(part.shape[1] for part in parts)])
-    artifacts, reports = {}, {}
+    artifacts, reports, files, refused = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for runtime in runtimes:
             profile = target.load(runtime)
-            artifacts[runtime] = artifact = exporters.export(program, profile, Path(folder))
-            adapter = importlib.import_module(f"edgeft.runtimes.{profile.runtime.name}").Adapter(
-                str(artifact.path),
-                device=profile.runtime.device,
-                threads=1,
-                options=profile.runtime.options,
-                inputs=[dataclasses.asdict(spec) for spec in artifact.inputs],
-                outputs=[dataclasses.asdict(spec) for spec in artifact.outputs],
-            )
-            logits[runtime], reports[runtime] = adapter.run([x.numpy()])[0], adapter.describe()
+            settings = (profile.export.model_dump_json(), profile.precision.model_dump_json())
+            if settings not in files:  # two runtimes may take the same file
+                files[settings] = exporters.export(program, profile, Path(folder))
+            artifacts[runtime] = artifact = files[settings]
+            try:
+                adapter = importlib.import_module(f"edgeft.runtimes.{profile.runtime.name}").Adapter(
+                    str(artifact.path),
+                    device=profile.runtime.device,
+                    threads=1,
+                    options=profile.runtime.options,
+                    inputs=[dataclasses.asdict(spec) for spec in artifact.inputs],
+                    outputs=[dataclasses.asdict(spec) for spec in artifact.outputs],
+                )
+                logits[runtime], reports[runtime] = adapter.run([x.numpy()])[0], adapter.describe()
+            except RuntimeError as error:
+                refused[runtime] = str(error)
     return Deployed(
         network=network,
         program=program,
@@ -123,5 +135,6 @@ def deploy_network(
         logits=logits,
         artifacts=artifacts,
         reports=reports,
+        refused=refused,
         columns={n: slice(*ends[i : i + 2]) for i, n in enumerate(names)},
     )

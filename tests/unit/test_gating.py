@@ -14,6 +14,7 @@ from edgeft.measure import noninferiority
 from edgeft.measure.quality import accuracy
 from edgeft.recipe import Gate
 from edgeft.types import (
+    BudgetResult,
     ExportedArtifact,
     LatencyResult,
     ParityResult,
@@ -84,6 +85,8 @@ def result(worse: int = 2, better: int = 2, n: int = N, **changes) -> TargetResu
             mean_lsb=0.1,
             within_2_lsb=1,
         ),
+        evidence="measured",
+        runtime=timed(int8=20).runtime,
         latency=timed(int8=20),
         baseline_latency=timed(float32=20),
         other_float=(),
@@ -157,7 +160,7 @@ def test_size_is_a_ratio_to_the_float_file():
 
 def test_coverage_counts_the_file_and_the_runtime():
     assert outcomes(result(artifact=artifact("int8", 300, int8=19)))["t/coverage"] == "fail"
-    silently_float = result(latency=timed(int8=19, float32=1))
+    silently_float = result(runtime=timed(int8=19, float32=1).runtime)
     assert outcomes(silently_float)["t/coverage"] == "fail"
     assert outcomes(silently_float, gate=Gate(min_coverage=0.9))["t/coverage"] == "pass"
 
@@ -220,3 +223,37 @@ def test_the_verdict_names_its_reference_and_warns_of_seeds():
     verdict = gating.judge([result()], Gate(), reference="the float fine-tuned model")
     assert verdict.reference == "the float fine-tuned model"
     assert any("seed" in note for note in verdict.notes)
+
+
+def test_a_missed_budget_fails_and_names_the_layer():
+    met = BudgetResult(name="flash", value=300, limit=1000, unit="bytes", met=True, culprit="CONV_2D a")
+    missed = BudgetResult(
+        name="ram", value=36_912, limit=32_768, unit="bytes", met=False, culprit="ADD after b1"
+    )
+    verdict = gating.judge([result(budgets=(met, missed))], Gate(), reference="float")
+    found = {check.name: check for check in verdict.checks}
+    assert (found["flash budget"].outcome, found["ram budget"].outcome) == ("pass", "fail")
+    assert found["ram budget"].detail == (
+        "36,912 bytes, the profile's budget is 32,768 (113% of it): most of it takes ADD after b1"
+    )
+    assert "CONV_2D" not in found["flash budget"].detail
+    assert verdict.outcome == "fail"
+
+
+def test_operators_left_to_the_cpu_are_named():
+    left = BudgetResult(name="fallback ops", value=2, limit=0, unit="ops", met=False, culprit="MEAN, SOFTMAX")
+    verdict = gating.judge([result(budgets=(left,))], Gate(), reference="float")
+    (check,) = (c for c in verdict.checks if c.name == "fallback ops budget")
+    assert check.outcome == "fail"
+    assert check.detail == "2 operators on the CPU, the profile's budget is 0: MEAN, SOFTMAX"
+
+
+def test_a_target_without_a_clock_is_judged_by_all_but_speed():
+    executed = result(evidence="executed", latency=None, baseline_latency=None, ratio=None)
+    assert outcomes(executed) == {
+        "t/accuracy": "pass",
+        "t/size": "pass",
+        "t/coverage": "pass",
+        "t/parity": "pass",
+        "overall": "pass",
+    }

@@ -302,7 +302,7 @@ def test_records_of_other_files_and_damaged_ones_are_refused(write_report, tmp_p
 def test_exact_checks(write_report, tmp_path):
     def memory(document, arena):
         for each in document["targets"]:
-            each["memory"] = {"arena_bytes": arena, "flash_bytes": 10}
+            each["memory"] = {"ram_bytes": arena, "flash_bytes": 10}
 
     def heavier(document):
         memory(document, 106)
@@ -382,3 +382,73 @@ def test_the_commit_is_that_of_the_reports_repository(tmp_path):
         settings = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *settings, *arguments], check=True)
     assert re.fullmatch(r"[0-9a-f]{40}", gating.commit_of(tmp_path))
+
+
+def on_devices(*, cycles=1000, source="Vela 5.2.0, ethos-u55-128", ram=1000, limit=2000):
+    """Return an edit that takes the clock from all targets but the first and gives the last one a compiler."""
+
+    def edit(document):
+        for each in document["targets"][1:]:
+            each |= {"latency": None, "baseline_latency": None, "other_float": [], "ratio": None}
+            each["memory"] = {"ram_bytes": ram, "flash_bytes": 500}
+            each["budgets"] = [
+                {
+                    "name": "ram",
+                    "value": ram,
+                    "limit": limit,
+                    "unit": "bytes",
+                    "met": ram <= limit,
+                    "culprit": "ADD 3",
+                }
+            ]
+        document["targets"][-1]["estimate"] = {"cycles": cycles, "ms": cycles / 500, "source": source}
+
+    return {"targets": (TARGET, "mcu-tflm", "npu-ethos-u55-128"), "edit": edit}
+
+
+def test_targets_without_a_clock_are_judged_exactly(write_report, tmp_path):
+    path = establish(write_report(**on_devices()), tmp_path)
+    stored = json.loads(path.read_text())["release"]["targets"]
+    assert stored["mcu-tflm"]["latency"] is None and stored["mcu-tflm"]["runtime"] == "rt 1"
+    assert not {"runtime", "estimate"} & stored[TARGET].keys()
+    found = outcomes(edgeft.gate(write_report(file="b", **on_devices(cycles=1049, ram=1050)), baseline=path))
+    assert found["npu-ethos-u55-128/estimate"] == found["mcu-tflm/arena"] == found["overall"] == "pass"
+    assert not [name for name in found if name.endswith("/latency") and not name.startswith(TARGET)]
+    found = outcomes(edgeft.gate(write_report(file="b", **on_devices(cycles=1051, ram=1051)), baseline=path))
+    assert found["npu-ethos-u55-128/estimate"] == found["mcu-tflm/arena"] == found["overall"] == "fail"
+
+
+def test_estimates_of_another_compiler_do_not_compare(write_report, tmp_path):
+    path = establish(write_report(**on_devices()), tmp_path)
+    report = write_report(file="b", **on_devices(cycles=9000, source="Vela 6.0.0, ethos-u55-128"))
+    verdict = edgeft.gate(report, baseline=path)
+    (check,) = (c for c in verdict.checks if c.name == "estimate")
+    assert check.outcome == "no baseline" and "Vela 6.0.0" in check.detail and "Vela 5.2.0" in check.detail
+    assert verdict.outcome == "pass"
+
+
+def test_a_budget_that_a_release_misses_fails_the_gate(write_report, tmp_path):
+    path = establish(write_report(**on_devices()), tmp_path)
+    verdict = edgeft.gate(write_report(file="b", **on_devices(limit=999)), baseline=path)
+    missed = [check for check in verdict.checks if check.outcome == "fail"]
+    assert [(check.target, check.name) for check in missed] == [
+        ("mcu-tflm", "ram budget"),
+        ("npu-ethos-u55-128", "ram budget"),
+    ]
+    assert "ADD 3" in missed[0].detail
+
+
+def test_a_target_that_loses_its_clock_is_not_compared_by_time(write_report, tmp_path):
+    path = establish(write_report(targets=(TARGET, "mcu-tflm", "npu-ethos-u55-128")), tmp_path)
+    found = outcomes(edgeft.gate(write_report(file="b", **on_devices()), baseline=path))
+    assert "mcu-tflm/latency" not in found and found["overall"] == "pass"
+
+
+def test_an_update_tells_of_memory_and_estimate(write_report, tmp_path):
+    baseline = gating.read_baseline(establish(write_report(**on_devices()), tmp_path))
+    new = gating.updated(
+        baseline, gating.read_report(write_report(file="b", **on_devices(cycles=900, ram=800)))
+    )
+    rows = {(row["what"], row["target"]): row["after"] for row in gating.changes(baseline, new)}
+    assert rows["RAM", "mcu-tflm"] == "800 bytes"
+    assert rows["estimate", "npu-ethos-u55-128"] == "1.8 ms (Vela 5.2.0, ethos-u55-128)"

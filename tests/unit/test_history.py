@@ -57,8 +57,23 @@ def test_every_release_is_one_line_and_comes_back(path):
     assert second.targets["cpu-litert"].model_dump() == {
         "accuracy": 0.89, "low": 0.87, "high": 0.91, "samples": 431, "p50_ms": 2.5, "ratio": 0.31, "ratio_low": 0.3,
         "ratio_high": 0.33, "size_bytes": 1_312_345, "coverage": 0.98, "outcome": "fail",
+        "estimated_ms": None, "ram_bytes": None,
     }  # fmt: skip
     assert second.targets["cpu-openvino"].outcome == "not checked"
+
+
+def test_a_device_without_a_clock_has_its_memory_in_the_history(path):
+    on_device = report(("mcu-tflm", "npu"))
+    for each in on_device["targets"]:
+        each |= {"latency": None, "ratio": None, "memory": {"ram_bytes": 36_912, "flash_bytes": 76_000}}
+    on_device["targets"][1]["estimate"] = {"ms": 0.82}
+    assert history.append(path, on_device, verdict())
+    (release,) = history.read(path)
+    assert [(t.p50_ms, t.ram_bytes, t.estimated_ms) for t in release.targets.values()] == [
+        (None, 36_912, None), (None, 36_912, 0.82),
+    ]  # fmt: skip
+    page = history.trend_page(path)
+    assert "RAM, KB" in page and "0.820 (estimated)" in page and "latency over fastest float" not in page
 
 
 def test_older_lines_stay_as_they_are_to_the_byte(path):

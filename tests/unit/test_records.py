@@ -89,6 +89,8 @@ def result() -> TargetResult:
             mean_lsb=0.2,
             within_2_lsb=1.0,
         ),
+        evidence="measured",
+        runtime=latency().runtime,
         latency=latency(),
         baseline_latency=latency(),
         other_float=(latency(),),

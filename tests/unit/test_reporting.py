@@ -5,6 +5,7 @@ import dataclasses
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,14 @@ from edgeft.reporting.document import plain
 from edgeft.reporting.quality import MAX_CLASSES, shown_classes
 from edgeft.types import (
     AccuracyResult,
+    BudgetResult,
     Check,
+    CompilerEstimate,
     EpochRecord,
     ExportedArtifact,
     LatencyResult,
+    LayerEstimate,
+    MemoryResult,
     ParityResult,
     QuantCoverage,
     RatioResult,
@@ -97,11 +102,58 @@ def _target(name: str, base_ms: float, ms: float, evidence: str = "measured") ->
             mean_lsb=0.031,
             within_2_lsb=0.9996,
         ),
+        evidence=evidence,
+        runtime=_latency("int8", ms, "int8", evidence).runtime,
         latency=_latency("int8", ms, "int8", evidence),
         baseline_latency=_latency("float32", base_ms, "float32", evidence),
         other_float=(_latency("float32 (INFERENCE_PRECISION_HINT=f32)", base_ms * 1.4, "float32", evidence),),
         ratio=RatioResult(base="float32", head="int8", ratio=ms / base_ms, low=0.28, high=0.33, pairs=6),
     )
+
+
+def _on_device(name: str, evidence: str, **changes) -> TargetResult:
+    """A target without a clock; one with a compiler has its estimate."""
+    clocked = _target(name, 2.0, 1.0, evidence)
+    budgets = [
+        BudgetResult(name="ram", value=36_912, limit=32_768, unit="bytes", met=False, culprit="ADD after b1")
+    ]
+    estimate = None
+    if evidence == "estimated":
+        layer = LayerEstimate(
+            name="b1.conv", op="CONV_2D", cycles=300_000, macs=9_000_000, sram_bytes=36_864, utilisation=0.61
+        )
+        estimate = CompilerEstimate(
+            tool="Vela",
+            version="5.2.0",
+            settings={
+                "accelerator": "ethos-u55-128",
+                "system_config": "High_End",
+                "memory_mode": "Shared_Sram",
+            },
+            cycles=410_000,
+            ms=0.82,
+            sram_bytes=36_912,
+            dram_bytes=0,
+            flash_bytes=70_000,
+            npu_ops=15,
+            file=Path("/build/model_vela.tflite"),
+            layers=(layer, replace(layer, name="head", cycles=100_000)),
+        )
+        budgets += [
+            BudgetResult(
+                name="latency", value=0.82, limit=1.0, unit="ms", met=True, culprit="CONV_2D b1.conv"
+            ),
+            BudgetResult(name="fallback ops", value=0, limit=0, unit="ops", met=True),
+        ]
+    memory = MemoryResult(
+        ram_bytes=36_912,
+        flash_bytes=70_000,
+        ram_layer="ADD after b1",
+        flash_layer="CONV_2D b2",
+        source="tflm",
+    )
+    result = replace(clocked, latency=None, baseline_latency=None, other_float=(), ratio=None)
+    return replace(result, estimate=estimate, memory=memory, budgets=tuple(budgets), **changes)
 
 
 def _report(targets: list[TargetResult] | None = None, **changes) -> dict:
@@ -327,9 +379,44 @@ def test_a_target_fails_by_its_own_checks_only():
 
 
 def test_latency_that_no_clock_measured_is_marked():
-    report = _report([_target("npu", 20.0, 5.0, "estimated")])
-    row = reporting.table(report)[0]
-    assert "(estimated)" in row["ms"] and "(estimated)" in row["float_ms"]
+    row = reporting.table(_report([_on_device("npu", "estimated")]))[0]
+    assert row["ms"] == "0.820 (estimated) of 1.00"
+    assert not {"float_ms", "ratio"} & row.keys()
+
+
+def test_devices_without_a_clock_are_shown_with_memory_budgets_and_layers(tmp_path: Path):
+    targets = [_target("cpu", 2.0, 1.0), _on_device("mcu", "executed"), _on_device("npu", "estimated")]
+    report = _report(targets)
+    stored = reporting.read_json(reporting.write_json(report, tmp_path / "report.json"))
+    assert [t["latency"] is None for t in stored["targets"]] == [False, True, True]
+    assert stored["targets"][2]["estimate"]["file"] == "model_vela.tflite"
+    rows = reporting.table(stored)
+    assert [row["ms"] for row in rows] == ["1.03", "-", "0.820 (estimated) of 1.00"]
+    assert [row["ram"] for row in rows] == ["-", "36.9 > 32.8", "36.9 > 32.8"]
+    assert [row["ratio"] for row in rows][1:] == ["-", "-"] and rows[1]["flash"] == "70.0"
+    page = reporting.write_html(stored, tmp_path / "report.html").read_text()
+    text = _text(page)
+    for expected in (
+        "Vela 5.2.0, ethos-u55-128, High_End, Shared_Sram",
+        "over its ram budget: ADD after b1",
+        "75.0 %",  # of the cycles, in one layer
+        "executed by onnxruntime 1.31.1: answers and memory, no latency",
+    ):
+        assert expected in text
+    assert (
+        page.count("<figure>") == 1 and "measured (bar" in page
+    )  # what no clock measured is not drawn beside it
+
+
+def test_a_report_from_before_devices_is_still_shown(report: dict, tmp_path: Path):
+    older = json.loads(json.dumps(report))
+    for each in older["targets"]:
+        for key in ("executed", "estimate", "memory", "budgets"):
+            del each[key]
+    (tmp_path / "old.json").write_text(json.dumps(older))
+    stored = reporting.read_json(tmp_path / "old.json")
+    assert reporting.table(stored) == reporting.table(report)
+    assert "On the device" not in reporting.write_html(stored, tmp_path / "old.html").read_text()
 
 
 def _text(page: str) -> str:

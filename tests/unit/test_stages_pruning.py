@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgeft
-from edgeft import exporters, pruning, stages, target
+from edgeft import measure, pruning, stages, target
 from edgeft import recipe as recipes
 from edgeft.errors import BudgetError, ConfigError, ModelError
 from edgeft.recipe import Measure, Prune, Quantize, Recipe
@@ -132,7 +132,24 @@ def test_memory_is_that_of_the_activations_alive_at_once(tmp_path: Path):
     profile = target.load("cpu-litert")
     program = quick_program(given, Quantize(), profile, torch.randn(4, 1, SIZE, SIZE))
     artifact = stages.export(program, profile, tmp_path)
-    assert exporters.activation_bytes(artifact.path) == SIZE * SIZE * (8 + 4)
+    assert measure.memory.activation_bytes(artifact.path) == SIZE * SIZE * (8 + 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), [("ram", "mcu-tflm"), ("latency", "npu-ethos-u55-128")])
+def test_devices_that_are_not_here_tell_what_candidates_cost(kind: str, name: str, tmp_path: Path):
+    """The arena of the device's runtime, and the cycles of its compiler: exact figures, without an interval."""
+    wide, narrow = model(Wide(width=64)), model(Wide(width=16))
+    trials = Trials(wide, kind, target.load(name), Quantize(), torch.randn(4, 1, SIZE, SIZE), QUICK, tmp_path)
+    cost = trials.cost(narrow.module)
+    assert 0 < cost.value < 1 and cost.low is None
+    assert trials.cost(wide.module).value == 1
+    if kind == "latency":
+        assert 0 < cost.figures["latency_ms"] < cost.figures["unpruned_ms"]
+    else:
+        with measure.Session(trials.unpruned, target.load(name)) as session:
+            arena = session.describe().details["arena_bytes"]
+        assert cost.figures["ram_bytes"] == pytest.approx(cost.value * arena)
 
 
 @pytest.mark.slow

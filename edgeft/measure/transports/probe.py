@@ -19,7 +19,10 @@ FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm",
 )  # fmt: skip
-MODULES = ("numpy", "onnxruntime", "openvino", "ai_edge_litert", "tflite_runtime")
+MODULES = (
+    *("numpy", "onnxruntime", "openvino", "ai_edge_litert", "tflite_runtime"),
+    *("tflite_micro", "onnxruntime_qnn", "torch"),
+)
 _DISTRIBUTIONS = ("onnxruntime", "openvino", "ai-edge-litert", "tflite_runtime", "numpy")
 _SPIN_SECONDS = 0.05
 """Long enough for a governor to leave the idle clock."""

@@ -6,11 +6,8 @@ runtime says so there.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,21 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeft import extras, measure, resources, target
+from edgeft.errors import EdgeftError
 from edgeft.measure import host as hosts
 from edgeft.target import TargetProfile
 
-_SECONDS: Final = 120
+_AT_ONCE: Final = 4
+"""Runtimes that are imported at a time."""
 _MEMORY: Final = Path("/proc/meminfo")
 _LITTLE_MEMORY: Final = 2 * 1024**3
-
-# What a fresh process is asked; the last line of its output is a JSON list of the runtime's devices.
-_PROBES: Final = {
-    "onnxruntime": "import onnxruntime as r; found = r.get_available_providers()",
-    "openvino": "import openvino as r; found = r.Core().available_devices",
-    "ai_edge_litert": "import ai_edge_litert.interpreter; found = ['CPU']",
-}
-# Device of a profile -> what the runtime calls it, where the two differ.
-_DEVICES: Final = {"cpu": ("cpu", "cpuexecutionprovider"), "cuda": ("cudaexecutionprovider",)}
 
 _ENABLES: Final = {
     "": "measuring ONNX files, always installed",
@@ -44,6 +34,8 @@ _ENABLES: Final = {
     "keras": "model source keras:",
     "onnx": "model source onnx:",
     "neural-compressor": 'quantize.engine = "neural-compressor"',
+    "npu": "targets of TensorFlow Lite Micro and Ethos-U",
+    "qnn": "targets of Qualcomm's HTP, in its simulator (under Qualcomm's licence, so not in edgeft[all])",
 }
 
 
@@ -60,6 +52,8 @@ class TargetDiagnosis:
     """Whether this host runs the packages of a target, whether it can make them, and if not, why."""
 
     profile: TargetProfile
+    device: str
+    """What the runtime says that the device is; empty if it is not there."""
     runs: bool
     makes: bool
     obstacles: tuple[Obstacle, ...]
@@ -103,80 +97,61 @@ def diagnose() -> Diagnosis:
 
 
 def diagnose_targets(profiles: Sequence[TargetProfile]) -> tuple[TargetDiagnosis, ...]:
-    """Say of each target whether this host runs and makes its packages, and why not."""
-    runtimes = sorted({profile.runtime.requires[0] for profile in profiles})
-    with ThreadPoolExecutor() as pool:
-        states = dict(zip(runtimes, pool.map(_probe, runtimes), strict=True))
-    return tuple(_diagnose(profile, states[profile.runtime.requires[0]]) for profile in profiles)
+    """Say of each target whether its host runs its packages and this one makes them, and why not."""
+    asked = {_key(profile): profile for profile in profiles}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        states = dict(zip(asked, pool.map(_probe, asked.values()), strict=True))
+    return tuple(_diagnose(profile, states[_key(profile)]) for profile in profiles)
 
 
 @dataclass(frozen=True, slots=True)
 class _Runtime:
     """What a fresh process said of a runtime: its devices, or why it could not be imported."""
 
-    devices: tuple[str, ...]
+    devices: Mapping[str, str]
     obstacle: Obstacle | None
+
+
+def _key(profile: TargetProfile) -> tuple[str, str, str]:
+    return profile.runtime.name, profile.runtime.requires[0], profile.runtime.host
 
 
 def _diagnose(profile: TargetProfile, runtime: _Runtime) -> TargetDiagnosis:
     running = [runtime.obstacle] if runtime.obstacle else []
-    if not running:
-        running += _device_obstacles(profile, runtime.devices)
-    if profile.isa_floor and not hosts.cpu_flags() & set(profile.isa_floor):
-        older = f"{profile.id}-avx2"
-        running.append(
-            Obstacle(
-                reason=f"this CPU has none of {', '.join(profile.isa_floor)}",
-                cure=f"use {older}" if older in resources.names("targets") else "use another host or target",
-            )
-        )
+    device = measure.find_device(profile.runtime.device, runtime.devices)
+    if not running and device is None:
+        running.append(_obstacle(measure.missing_device(profile, runtime.devices), profile))
+    try:
+        hosts.check_isa_floor(profile)
+    except EdgeftError as error:
+        running.append(_obstacle(error, profile))
     making = [_missing(name) for name in profile.runtime.requires[1:] if not extras.is_installed(name)]
     return TargetDiagnosis(
         profile=profile,
+        device=device or "",
         runs=not running,
         makes=not running and not making,
         obstacles=(*running, *making),
     )
 
 
-def _device_obstacles(profile: TargetProfile, devices: Sequence[str]) -> list[Obstacle]:
-    wanted = profile.runtime.device.lower()
-    names = _DEVICES.get(wanted, (wanted,))
-    # OpenVINO numbers its devices where there are several: GPU.0, GPU.1.
-    if any(device.lower().partition(".")[0] in names for device in devices):
-        return []
-    return [
-        Obstacle(
-            reason=f"{profile.runtime.name} sees no device {profile.runtime.device!r} here, only {', '.join(devices)}",
-            cure="install the device's driver and the runtime's build for it, or use a host that has one",
-        )
-    ]
-
-
-def _missing(module: str) -> Obstacle:
-    error = extras.missing_error(module, "making packages of this target")
-    return Obstacle(reason=error.message, cure=error.hint)
-
-
-def _probe(module: str) -> _Runtime:
-    if not extras.is_installed(module):
-        error = extras.missing_error(module, "running packages of this target")
-        return _Runtime((), Obstacle(reason=error.message, cure=error.hint))
-    code = _PROBES.get(module, f"import {module}; found = ['CPU']")
-    command = [sys.executable, "-c", f"{code}\nimport json; print(); print(json.dumps(list(found)))"]
+def _probe(profile: TargetProfile) -> _Runtime:
+    runtime = profile.runtime
+    if not runtime.host and not extras.is_installed(runtime.requires[0]):
+        return _Runtime({}, _missing(runtime.requires[0], "running"))
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return _Runtime(
-            (), Obstacle(reason=f"importing {module} takes over {_SECONDS} s", cure="reinstall it")
-        )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        cure = f"pip install --force-reinstall {extras.PACKAGES.get(module, (module, ''))[0]}"
-        return _Runtime(
-            (), Obstacle(reason=f"{module} is installed and cannot be imported: {last}", cure=cure)
-        )
-    return _Runtime(tuple(json.loads(done.stdout.rstrip().rpartition("\n")[2])), None)
+        return _Runtime(measure.devices(runtime), None)
+    except EdgeftError as error:
+        return _Runtime({}, _obstacle(error, profile))
+
+
+def _obstacle(error: EdgeftError, profile: TargetProfile) -> Obstacle:
+    return Obstacle(reason=error.message.removeprefix(f"target {profile.id}: "), cure=error.hint)
+
+
+def _missing(module: str, what: str = "making") -> Obstacle:
+    error = extras.missing_error(module, f"{what} packages of this target")
+    return Obstacle(reason=error.message, cure=error.hint)
 
 
 def _packages() -> tuple[Installed, ...]:

@@ -27,12 +27,15 @@ PACKAGES = {
     "openvino": ("openvino", "openvino"),
     "litert_torch": ("litert-torch", "tflite"),
     "ai_edge_litert": ("ai-edge-litert", "tflite"),
+    "tflite_micro": ("tflite_micro", "npu"),
+    "ethosu": ("ethos-u-vela", "npu"),
     "timm": ("timm", "vision"),
     "torchvision": ("torchvision", "vision"),
     "transformers": ("transformers", "text"),
     "tokenizers": ("tokenizers", "text"),
     "h5py": ("h5py", "keras"),
     "onnx2torch": ("onnx2torch", "onnx"),
+    "onnxruntime_qnn": ("onnxruntime-qnn", "qnn"),
     "neural_compressor": ("neural_compressor_pt", "neural-compressor"),
 }
 """Importable module -> (distribution, extra of edgeft that brings it; empty for the core)."""
@@ -56,6 +59,43 @@ def missing_error(module: str, purpose: str) -> MissingDependencyError:
     return MissingDependencyError(
         f"{purpose} needs the package {distribution!r}, which is not installed", line
     )
+
+
+_DEVICE_CURES = {
+    (
+        "onnxruntime",
+        "cuda",
+    ): "use a host with an NVIDIA GPU that nvidia-smi lists, and there: pip uninstall onnxruntime; "
+    "pip install 'onnxruntime-gpu[cuda,cudnn]' (the two share a folder)",
+    ("torch-cuda", "cuda"): "use a host with an NVIDIA GPU that nvidia-smi lists, and there torch with CUDA "
+    "(https://pytorch.org/get-started/locally)",
+    (
+        "openvino",
+        "gpu",
+    ): "use a host with an Intel GPU and its compute runtime (intel-opencl-icd), and let this user "
+    "open /dev/dri/renderD* (group render)",
+    ("openvino", "npu"): "use a host with an Intel Core Ultra and its NPU driver (intel-level-zero-npu, "
+    "intel-driver-compiler-npu), and let this user open /dev/accel/accel0 (group render)",
+    (
+        "qnn",
+        "htp",
+    ): "on x86-64 Linux, onnxruntime-qnn brings a simulator of the HTP: pip install --force-reinstall "
+    "onnxruntime-qnn",
+}
+
+
+def missing_device(runtime: str, device: str, message: str) -> MissingDependencyError:
+    """Return the error for a device that is not there, with what a host needs to have it.
+
+    Args:
+        runtime: A runtime of target profiles.
+        device: Its name of a device; a number behind it (``GPU.1``) does not matter.
+        message: What was found out.
+    """
+    cure = _DEVICE_CURES.get(
+        (runtime, device.lower().partition(".")[0]), "use a host that has one, or another target"
+    )
+    return MissingDependencyError(message, cure)
 
 
 def require(module: str, purpose: str) -> None:

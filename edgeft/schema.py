@@ -82,7 +82,7 @@ def _keys(model: type[Strict], path: list[str]) -> list[str]:
         if inner is None:
             return []
         current = inner
-    return list(current.model_fields)
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _section(field: FieldInfo | None) -> type[BaseModel] | None:

@@ -38,6 +38,7 @@ def _record(found: Diagnosis) -> dict[str, Any]:
             "target": each.profile.id,
             "kind": each.profile.kind,
             "evidence": each.profile.evidence,
+            "device": each.device,
             "runs": each.runs,
             "makes": each.makes,
             "obstacles": [dataclasses.asdict(obstacle) for obstacle in each.obstacles],
@@ -69,8 +70,15 @@ def _print(found: Diagnosis) -> None:
         state = (
             "runs and makes packages" if each.makes else "runs packages, makes none" if each.runs else "no"
         )
+        named = each.device and each.profile.runtime.device.lower() != "cpu"
+        device = f" ({each.device})" if named else ""
         rows.append(
-            ("pass" if each.makes else "warning", each.profile.id, f"{each.profile.evidence}: {state}", "")
+            (
+                "pass" if each.makes else "warning",
+                each.profile.id,
+                f"{each.profile.evidence}: {state}{device}",
+                "",
+            )
         )
         rows += [("warning", "", obstacle.reason, obstacle.cure) for obstacle in each.obstacles]
     console.print_findings(rows)

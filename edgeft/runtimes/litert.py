@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Array, BaseAdapter, Lane, Spec, count, positive, tensor
+from .base import Array, BaseAdapter, Lane, count, positive, tensor
 
 try:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -26,6 +26,11 @@ _RESOLVERS = {
     "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     "reference": OpResolverType.BUILTIN_REF,
 }
+
+
+def devices() -> dict[str, str]:
+    """Return the devices that the runtime drives here: name -> what it is."""
+    return {"cpu": ""}
 
 
 def signature(path: str) -> dict[str, list[dict[str, Any]]]:
@@ -94,16 +99,6 @@ class Adapter(BaseAdapter):
                 interpreter.resize_tensor_input(one["index"], wanted, strict=True)
         interpreter.allocate_tensors()
         return interpreter
-
-    def _check_quantization(self, kind: str, spec: Spec, found: tuple[float, int]) -> None:
-        """Raise RuntimeError if the file itself carries another scale or zero point than the request."""
-        if np.dtype(spec["dtype"]).kind == "f":
-            return
-        if np.float32(found[0]) != np.float32(spec["scale"]) or found[1] != spec["zero_point"]:
-            wanted = (spec["scale"], spec["zero_point"])
-            raise RuntimeError(
-                f"{self.path}: {kind} scale and zero point are {found}, the artifact says {wanted}"
-            )
 
     def describe(self) -> dict[str, Any]:
         """Return the report; an op's precision is that of its input and weights, in or out of a delegate."""

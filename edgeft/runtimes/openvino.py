@@ -1,4 +1,4 @@
-"""OpenVINO: IR (.xml) and .onnx files."""
+"""OpenVINO: IR (.xml) and .onnx files, on the CPU or on an Intel GPU or NPU, never on another device than asked for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from typing import Any
 
 import openvino as ov
 
-from .base import Array, BaseAdapter, Lane, count, positive, tensor
+from .base import Array, BaseAdapter, Lane, MissingDeviceError, count, positive, tensor
 
-MAC_LAYERS = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}
+# As the plugins of CPU and GPU name them; that of the NPU does not tell what it compiled.
+MAC_LAYERS = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul", "Gemm"}
 _PRECISION = {"i8": "int8", "u8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # Layers that compute nothing of their own.
 _SILENT = {"Input", "Output", "Const", "Reorder", "Reshape"}
+
+
+def devices() -> dict[str, str]:
+    """Return the devices that OpenVINO's plugins find here: name (``GPU.0`` where there are several) -> what it is."""
+    core = ov.Core()
+    return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
 
 
 def signature(path: str) -> dict[str, list[dict[str, Any]]]:
@@ -71,6 +78,7 @@ class Adapter(BaseAdapter):
 
     def _open(self) -> Sequence[Lane]:
         core = ov.Core()
+        self._require_device(core)
         model = core.read_model(self.path)
         for kind, found, specs in (
             ("input", model.inputs, self.inputs),
@@ -87,7 +95,9 @@ class Adapter(BaseAdapter):
             # A device runs one size at a time, and OpenVINO starts and runs faster with static shapes.
             wanted = [[positive(d) or 1 for d in spec["shape"]] for spec in self.inputs]
             model.reshape(dict(enumerate(wanted)))
-        settings = {**self.options, "INFERENCE_NUM_THREADS": str(self.threads * self.streams)}
+        settings = dict(self.options)
+        if self._on_cpu:
+            settings["INFERENCE_NUM_THREADS"] = str(self.threads * self.streams)
         if self.streams > 1:
             settings["NUM_STREAMS"] = str(self.streams)
         self._compiled = core.compile_model(model, self.device, settings)
@@ -97,24 +107,41 @@ class Adapter(BaseAdapter):
         requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
         return [_Request(request, len(self.outputs)) for request in requests]
 
-    def describe(self) -> dict[str, Any]:
-        """Return the report; precisions are those of the compiled graph's own layers."""
-        layers = []
-        for node in self._compiled.get_runtime_model().get_ordered_ops():
-            info = node.get_rt_info()
-            layers.append(
-                {key: info[key].astype(str) for key in ("layerType", "runtimePrecision", "primitiveType")}
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device == "CPU"
+
+    def _require_device(self, core: ov.Core) -> None:
+        """Refuse what would choose a device by itself, and a device that no plugin finds."""
+        found = core.available_devices
+        kinds = {name.partition(".")[0] for name in found}
+        if self.device in {*found, *kinds}:
+            return
+        if self.device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
+            raise RuntimeError(
+                f"OpenVINO: {self.device} chooses devices by itself; name one of {', '.join(found)}"
             )
+        raise MissingDeviceError(f"OpenVINO: no device {self.device!r} here, only {', '.join(found)}")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the report; precisions are those of the compiled graph's own layers (none are known of an NPU's)."""
+        keys = ("layerType", "runtimePrecision", "primitiveType")
+        infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ordered_ops()]
+        layers = [{key: info[key].astype(str) for key in keys} for info in infos if keys[0] in info]
         macs = [layer for layer in layers if layer["layerType"] in MAC_LAYERS]
         others = [layer for layer in layers if layer["layerType"] not in MAC_LAYERS | _SILENT]
         return {
             "runtime": "openvino",
             "version": ov.get_version(),
-            "device": ",".join(self._executed_on),
+            "device": ",".join(map(self._device_name, self._executed_on)),
             "mac_precision": count([_precision(layer) for layer in macs]),
             "partitions": 1,
             "details": {
-                "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+                **(
+                    {"threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS"))}
+                    if self._on_cpu
+                    else {}
+                ),
                 "options": {key: _text(self._compiled.get_property(key)) for key in self.options},
                 "inference_precision": _text(self._compiled.get_property("INFERENCE_PRECISION_HINT")),
                 "primitives": count([m["primitiveType"] for m in macs]),
@@ -124,6 +151,10 @@ class Adapter(BaseAdapter):
                 ),
             },
         }
+
+    def _device_name(self, name: str) -> str:
+        """Return a device's name, with the product's behind it where several kinds have the same."""
+        return name if self._on_cpu else f"{name} ({ov.Core().get_property(name, 'FULL_DEVICE_NAME')})"
 
 
 def _precision(layer: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeft import measure, target
-from edgeft.errors import MeasurementError, MissingDependencyError
+from edgeft.errors import ExitCode, MeasurementError, MissingDependencyError
 from edgeft.measure import session as sessions
 from edgeft.measure.session import Session, build_zipapp
 from edgeft.runtimes.base import from_native
@@ -195,9 +195,9 @@ def test_a_fixed_batch_of_one_is_looped_and_another_refused(tmp_path, inputs):
 @pytest.mark.parametrize(
     ("runtime", "changes", "message"),
     [
-        ("onnxruntime", {"device": "cuda"}, "CUDAExecutionProvider"),
         ("onnxruntime", {"device": "tpu"}, "unknown device 'tpu'"),
-        ("openvino", {"device": "GPU"}, "(?i)gpu"),
+        ("onnxruntime", {"options": {"enable_cuda_graph": "1"}}, "the CPU has no options of its own"),
+        ("openvino", {"device": "AUTO:NPU,CPU"}, "chooses devices by itself; name one of .*CPU"),
         ("openvino", {"options": {"NO_SUCH_OPTION": "1"}}, "NO_SUCH_OPTION"),
     ],
 )
@@ -205,6 +205,27 @@ def test_no_silent_fallback(files, inputs, runtime, changes, message):
     form = "onnx" if runtime == "onnxruntime" else runtime
     with pytest.raises(MeasurementError, match=message):
         measure.predict(files[form, "float32"], profile(runtime, **changes), inputs)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "device", "cure"),
+    [
+        ("onnxruntime", "cuda", r"nvidia-smi .*onnxruntime-gpu\[cuda,cudnn\]"),
+        ("openvino", "GPU", "Intel GPU and its compute runtime"),
+        ("openvino", "NPU", "NPU driver"),
+        ("openvino", "GPU.3", "Intel GPU and its compute runtime"),
+    ],
+)
+def test_a_device_that_is_not_here_is_missing_and_the_cure_is_told(files, inputs, runtime, device, cure):
+    there = profile(runtime, device=device)
+    if measure.find_device(device, measure.devices(there.runtime)):
+        pytest.skip(f"this host has {device}")
+    form = "onnx" if runtime == "onnxruntime" else runtime
+    with pytest.raises(MissingDependencyError, match=cure) as caught:
+        measure.predict(files[form, "float32"], there, inputs)
+    assert caught.value.exit_code == ExitCode.MISSING
+    with pytest.raises(MissingDependencyError, match=f"sees no device '{device}' here, only (?i:cpu)"):
+        measure.check_device(there)
 
 
 def test_a_file_that_is_not_what_the_artifact_says_is_refused(files, tmp_path, inputs):
@@ -276,10 +297,16 @@ def test_a_hanging_worker_times_out_and_is_killed(files, inputs):
         process = session._process
         np.save(session._path("x.npy"), inputs)
         with pytest.raises(MeasurementError, match="no reply to 'time'"):
-            session.time(session._path("x.npy"), min_runs=1, min_seconds=60)
+            session.time(session._path("x.npy"), min_runs=10**9, min_seconds=0.0)
         folder = session._path("x.npy").parent
     assert process.poll() == -signal.SIGKILL
     assert not folder.exists()
+
+
+def test_a_timing_may_take_as_long_as_it_was_asked_to(files, inputs):
+    with Session(files["onnx", "int8"], profile("onnxruntime"), timeout_seconds=1.0) as session:
+        np.save(session._path("x.npy"), inputs)
+        assert session.time(session._path("x.npy"), min_runs=1, min_seconds=1.5)["samples_ms"]
 
 
 def test_an_interrupt_ends_the_worker(files, monkeypatch):

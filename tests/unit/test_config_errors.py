@@ -242,3 +242,20 @@ def test_an_unreadable_file_is_a_configuration_error(tmp_path):
     file.chmod(0)
     with pytest.raises(ConfigError, match="cannot be read"):
         recipe.load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            MINIMAL.replace('data = "data/flowers"', 'kind = "text-classification"\ndata = "t.csv"'),
+            "is for pictures; task.kind is 'text-classification'",
+        ),
+        (
+            MINIMAL + '[quantize]\nengine = "neural-compressor"\n',
+            'needs quantize.engine = "edgeft"',
+        ),
+    ],
+)
+def test_embedded_preprocessing_is_refused_where_it_cannot_be_exact(tmp_path, text, message):
+    assert message in refusal(tmp_path, text + '[export]\npreprocess = "embedded"\n').message

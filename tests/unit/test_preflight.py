@@ -8,6 +8,7 @@ from PIL import Image
 
 import edgeft
 from edgeft import recipe as recipes
+from edgeft import resources
 from edgeft.errors import ConfigError, DataError, MissingDependencyError, ModelError
 
 
@@ -167,3 +168,36 @@ def test_coarse_weights_without_bias_correction_are_warned_about(tmp_path: Path,
     found = [finding for finding in findings if finding.topic == "calibration"]
     assert [finding.level for finding in found] == levels
     assert ("half-range" in found[-1].text) == (levels[-1] == "warning")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (["gelu"], None, ""),
+        (
+            ["conv2d", "softmax"],
+            ModelError,
+            "target board denies the operator 'conv2d'; the network has it in",
+        ),
+        (["convolution2d"], ConfigError, "'convolution2d' is no operator of torch"),
+    ],
+)
+def test_a_denied_operator_is_told_before_training(tmp_path: Path, changes, error, message):
+    text = resources.find("targets", "cpu-onnxruntime").read_text(encoding="utf-8")
+    text = text.replace('id = "cpu-onnxruntime"', 'id = "board"')
+    (tmp_path / "board.toml").write_text(f"{text}\n[ops]\ndeny = {changes}\n".replace("'", '"'))
+    found = errors(edgeft.check(digits(targets=["./board.toml"]), base=tmp_path))
+    assert [type(each) for each in found] == ([error] if error else [])
+    assert not found or message in found[0].message
+
+
+def test_a_device_that_is_not_here_is_told_before_training(tmp_path: Path):
+    recipe = digits(targets=["gpu-cuda-onnxruntime"], quantize={"scheme": "fp16"})
+    found = errors(edgeft.check(recipe, base=tmp_path))
+    if not found:
+        pytest.skip("this host has an NVIDIA GPU")
+    assert [type(error) for error in found] == [MissingDependencyError]
+    assert "target gpu-cuda-onnxruntime: onnxruntime sees no device 'cuda' here" in found[0].message
+    with pytest.raises(MissingDependencyError, match="cuda"):
+        edgeft.run(recipe, base=tmp_path, workspace=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -338,6 +338,14 @@ class Measure(Strict):
     min_seconds: Positive = 0.3
 
 
+class Export(Strict):
+    """What the exported files do besides the network; the rest is in the targets' profiles."""
+
+    preprocess: Literal["separate", "embedded"] = "separate"
+    """embedded: normalisation is part of the network from the quantize stage on, and the files take raw uint8 pixels.
+    Resizing and cropping stay with the device."""
+
+
 class Gate(Strict):
     """Limits of the verdict."""
 
@@ -375,6 +383,7 @@ class Recipe(Strict):
     prune: Prune | None = None
     quantize: Quantize | None = None
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
     measure: Measure = Measure()
     gate: Gate = Gate()
 
@@ -399,6 +408,19 @@ class Recipe(Strict):
         if self.prune and self.prune.target is not None and self.prune.target not in self.targets:
             raise ValueError(
                 f"prune.target = {self.prune.target!r} is none of the recipe's targets: {', '.join(self.targets)}"
+            )
+        if self.export.preprocess == "embedded" and self.task.kind != "image-classification":
+            raise ValueError(
+                f'export.preprocess = "embedded" is for pictures; task.kind is {self.task.kind!r}'
+            )
+        if (
+            self.export.preprocess == "embedded"
+            and self.quantize is not None
+            and self.quantize.engine == "neural-compressor"
+        ):
+            raise ValueError(
+                'export.preprocess = "embedded" needs quantize.engine = "edgeft": the other one finds the range of the '
+                "input by itself, so that raw pixels would be rounded"
             )
         if self.task.val_fraction + self.task.test_fraction >= 0.9:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from edgeft.calibration import CalibrationRecipe
 from edgeft.data.sources import ImageSource, RowSource, Source, TextSource
 from edgeft.errors import DataError
 from edgeft.preprocessing import ImagePreprocessing
-from edgeft.types import FloatArray, ImageSamples, InputArray, IntArray, Pixels, Samples
+from edgeft.types import FloatArray, ImageSamples, InputArray, IntArray, Pixels, Samples, Splits
 
 CACHE_BYTES = 1 << 30
 _PREVIEW_EDGE = 128  # pixels
@@ -206,6 +207,26 @@ def subset(samples: Samples, indices: Sequence[int]) -> Samples:
     if isinstance(samples, EncodedSamples | _ImageSubset):
         return _ImageSubset(samples, chosen)
     return _Subset(samples, chosen)
+
+
+def embed_normalization(splits: Splits) -> Splits:
+    """Return a data set of pictures whose inputs are pixels in 0..255, for networks that normalise by themselves."""
+    picture = splits.preprocessing
+    if not isinstance(picture, ImagePreprocessing):
+        raise DataError("only pictures have pixels", 'leave export.preprocess = "embedded" out')
+    embedded = dataclasses.replace(picture, embedded=True)
+
+    def embed(samples: Samples) -> Samples:
+        known = isinstance(samples, EncodedSamples)
+        return dataclasses.replace(samples, preprocessing=embedded) if known else samples  # type: ignore[type-var]
+
+    return dataclasses.replace(
+        splits,
+        train=embed(splits.train),
+        val=embed(splits.val),
+        test=embed(splits.test),
+        preprocessing=embedded,
+    )
 
 
 def calibration_samples(train: Samples, recipe: CalibrationRecipe, seed: int) -> Samples:

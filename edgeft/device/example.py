@@ -38,11 +38,15 @@ class Model:
     Attributes:
         manifest: Contents of `manifest.json`.
         labels: Class names, in the order of the logits.
+        scores_only: Whether nothing is known of the outputs (a model that was made elsewhere), not even whether they
+            are logits or probabilities.
     """
 
     def __init__(self, folder: Path) -> None:
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.labels: list[str] = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+        preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
+        self.scores_only: bool = preprocess["kind"] == "array"
         self._input: dict[str, Any] = self.manifest["inputs"][0]
         self._output: dict[str, Any] = self.manifest["outputs"][0]
         self._invoke: Invoke = _open(folder / self.manifest["model"]["path"], self.manifest["runtime"])
@@ -103,8 +107,10 @@ def load_picture(path: Path, image: dict[str, Any]) -> Array:
     pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, image["channels"])
     top, left = (height - image["size"]) // 2, (width - image["size"]) // 2
     pixels = pixels[top : top + image["size"], left : left + image["size"]]
-    mean, std = np.float32(image["mean"]), np.float32(image["std"])
-    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    scaled = pixels.astype(np.float32)
+    if not image.get("embedded"):  # else the network does this itself
+        mean, std = np.float32(image["mean"]), np.float32(image["std"])
+        scaled = (scaled / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 
 
@@ -167,13 +173,15 @@ def _finite_number(column: str, cell: str) -> float:
 
 
 def load_sample(sample: str, folder: Path) -> Array:
-    """Read a sample given on the command line: a picture's path, a text, or ``column=cell,column=cell``."""
+    """Read a sample given on the command line: the path of a picture or .npy array, a text, or ``column=cell,...``."""
     preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
     settings = preprocess[preprocess["kind"]]
     if preprocess["kind"] == "image":
         return load_picture(Path(sample), settings)
     if preprocess["kind"] == "text":
         return load_text(sample, settings, folder / settings["tokenizer"])
+    if preprocess["kind"] == "array":  # a model that was made elsewhere: arrays as they are
+        return np.asarray(np.load(sample), settings["dtype"]).reshape(1, *settings["shape"])
     cells = (cell.partition("=") for cell in sample.split(","))
     return load_row({name.strip(): value for name, _, value in cells}, settings)
 
@@ -186,7 +194,14 @@ def probabilities(logits: Array) -> Array:
 
 def _open(path: Path, runtime: dict[str, Any]) -> Invoke:
     """Open the model file with the settings it was measured under."""
-    openers = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino, "litert": _open_litert}
+    openers = {
+        "onnxruntime": _open_onnxruntime,
+        "openvino": _open_openvino,
+        "litert": _open_litert,
+        "tflm": _open_tflm,
+        "qnn": _open_qnn,
+        "torch-cuda": _open_torch,
+    }
     if runtime["name"] not in openers:
         raise ValueError(f"manifest.json: runtime {runtime['name']!r} is not one of {', '.join(openers)}")
     return openers[runtime["name"]](path, runtime)
@@ -195,15 +210,57 @@ def _open(path: Path, runtime: dict[str, Any]) -> Invoke:
 def _open_onnxruntime(path: Path, runtime: dict[str, Any]) -> Invoke:
     import onnxruntime
 
-    _require_cpu(runtime)
+    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    if runtime["device"] not in providers:
+        raise ValueError(f"manifest.json: device {runtime['device']!r} is not one of {', '.join(providers)}")
+    provider = providers[runtime["device"]]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = runtime["threads"]
     options.inter_op_num_threads = 1
     for key, value in runtime["options"].items():
-        options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        if "." in key:  # the others are settings of the provider
+            options.add_session_config_entry(key, value)
+    if runtime["device"] == "cuda":
+        onnxruntime.preload_dlls()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # A CUDA graph, which some are timed with, needs inputs and outputs bound to fixed places; the answers are the same.
+    session = onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"{provider} asked for, got {session.get_providers()}")
     name = session.get_inputs()[0].name
     return lambda batch: np.asarray(session.run(None, {name: batch})[0])
+
+
+def _open_qnn(path: Path, runtime: dict[str, Any]) -> Invoke:
+    """Open the file on Qualcomm's HTP; on x86 that is the vendor's simulator, which takes its time."""
+    import onnxruntime
+    import onnxruntime_qnn
+
+    provider = "QNNExecutionProvider"
+    onnxruntime.register_execution_provider_library(provider, onnxruntime_qnn.get_library_path())
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings = {**runtime["options"], "backend_path": onnxruntime_qnn.get_qnn_htp_path()}
+    options.add_provider_for_devices(devices, {**settings, "offload_graph_io_quantization": "0"})
+    session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0)
+    name = session.get_inputs()[0].name
+    return lambda batch: np.asarray(session.run(None, {name: batch})[0])
+
+
+def _open_torch(path: Path, runtime: dict[str, Any]) -> Invoke:
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    device = runtime["device"]
+    program = move_to_device_pass(torch.export.load(path), device).module()
+
+    def invoke(batch: Array) -> Array:
+        with torch.inference_mode():
+            return np.asarray(program(torch.from_numpy(batch).to(device)).cpu().numpy())
+
+    return invoke
 
 
 def _open_openvino(path: Path, runtime: dict[str, Any]) -> Invoke:
@@ -215,7 +272,9 @@ def _open_openvino(path: Path, runtime: dict[str, Any]) -> Invoke:
         shape = model.inputs[0].get_partial_shape()
         shape[0] = 1
         model.reshape(shape)
-    settings = {**runtime["options"], "INFERENCE_NUM_THREADS": str(runtime["threads"])}
+    settings = dict(runtime["options"])
+    if runtime["device"] == "CPU":
+        settings["INFERENCE_NUM_THREADS"] = str(runtime["threads"])
     compiled = core.compile_model(model, runtime["device"], settings)
     return lambda batch: np.array(compiled([batch])[compiled.output(0)])
 
@@ -252,6 +311,21 @@ def _open_litert(path: Path, runtime: dict[str, Any]) -> Invoke:
     return invoke
 
 
+def _open_tflm(path: Path, runtime: dict[str, Any]) -> Invoke:
+    from tflite_micro.python.tflite_micro.runtime import Interpreter
+
+    _require_cpu(runtime)
+    # Twice what it took where it was measured: another version keeps more or less per operator.
+    interpreter = Interpreter.from_file(str(path), arena_size=2 * runtime["arena_bytes"])
+
+    def invoke(batch: Array) -> Array:
+        interpreter.set_input(batch, 0)
+        interpreter.invoke()
+        return np.asarray(interpreter.get_output(0))
+
+    return invoke
+
+
 def _require_cpu(runtime: dict[str, Any]) -> None:
     if runtime["device"].lower() != "cpu":
         raise ValueError(
@@ -278,9 +352,11 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{chosen.sample}: {error}")
 
     model = Model(folder)
-    chances = probabilities(model(inputs))[0]
-    for index in np.argsort(-chances)[: chosen.top]:
-        print(f"{chances[index]:7.2%}  {model.labels[index]}")
+    scores = model(inputs)[0]
+    if not model.scores_only:
+        scores = probabilities(scores)
+    for index in np.argsort(-scores)[: chosen.top]:
+        print(f"{scores[index]:{'.6g' if model.scores_only else '7.2%'}}  {model.labels[index]}")
     return 0
 
 

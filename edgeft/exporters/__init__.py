@@ -7,28 +7,42 @@ import importlib
 from pathlib import Path
 
 from edgeft.errors import ConfigError, ExportError
-from edgeft.exporters.activation_memory import activation_bytes
 from edgeft.target import TargetProfile
-from edgeft.types import ArtifactScheme, ExportedArtifact, Format, QuantModel
+from edgeft.types import ArtifactScheme, ExportedArtifact, Format, QuantCoverage, QuantModel
 
-__all__ = ["activation_bytes", "export", "require_scheme", "warm_up"]
+__all__ = ["export", "require_integers", "require_scheme", "warm_up"]
 
-_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite", "pt2": ".pt2"}
 _STATIC: tuple[ArtifactScheme, ...] = ("float32", "float16", "int8", "int8-weights")
+_RECIPE_SCHEMES: dict[str, ArtifactScheme] = {
+    "int8": "int8",
+    "fp16": "float16",
+    "int8-weights": "int8-weights",
+}
 _SCHEMES: dict[Format, tuple[ArtifactScheme, ...]] = {
     "onnx": (*_STATIC, "int8-dynamic"),
     "openvino": _STATIC,
     "tflite": _STATIC,
+    "pt2": ("float32", "float16"),
 }
 
 
 def require_scheme(profile: TargetProfile, scheme: ArtifactScheme) -> None:
     """Raise `ConfigError` if the files of a target cannot hold a scheme, or its device cannot run it."""
+    _require_interface(profile)
     if scheme not in _SCHEMES[profile.export.format]:
         raise ConfigError(
             f"target {profile.id}: {profile.export.format} files of {profile.runtime.name} cannot hold "
             f"scheme {scheme!r}",
             'use quantize.scheme = "int8" or "int8-weights", or targets of onnxruntime',
+        )
+    useful = profile.precision.schemes
+    if useful and scheme not in (*useful, "float32"):  # float32 is every target's baseline
+        named = [recipe for recipe, file in _RECIPE_SCHEMES.items() if file in useful]
+        raise ConfigError(
+            f"target {profile.id}: {profile.runtime.name} on {profile.runtime.device!r} does not run scheme {scheme!r} "
+            f"as it is meant; allowed are {', '.join(useful)} and float32",
+            f"use quantize.scheme = {' or '.join(map(repr, named))} there, in a recipe of its own",
         )
     if scheme == "int8-dynamic" and (profile.export.batch != 1 or not profile.export.static_shapes):
         raise ConfigError(
@@ -39,6 +53,22 @@ def require_scheme(profile: TargetProfile, scheme: ArtifactScheme) -> None:
         raise ConfigError(
             f"target {profile.id} runs integers only; scheme {scheme!r} computes in float",
             'use quantize.scheme = "int8"',
+        )
+
+
+def _require_interface(profile: TargetProfile) -> None:
+    """Raise `ConfigError` for an interface of the file that its format does not have here."""
+    export, off = profile.export, ""
+    if export.format == "tflite" and not export.static_shapes:
+        off = "static_shapes = false"
+    if export.format != "tflite" and export.io_dtype != "float32":
+        off = f'io_dtype = "{export.io_dtype}"'
+    if off:
+        raise ConfigError(
+            f"target {profile.id}: [export] {off} is not to be had in {export.format} files",
+            "set static_shapes = true"
+            if export.format == "tflite"
+            else 'set io_dtype = "float32"; export.preprocess = "embedded" in the recipe takes raw uint8 pixels',
         )
 
 
@@ -65,13 +95,7 @@ def export(
     importlib.import_module("edgeft.exporters.check").check_numerics(model, profile)
     path = folder / f"{name}{_SUFFIXES[profile.export.format]}"
     coverage, image, logits = exporter.write(model, profile, path)
-    in_float = (*coverage.float_ops, *coverage.float_islands)
-    if profile.precision.full_integer and in_float:
-        raise ExportError(
-            f"target {profile.id} runs integers only; {path.name} computes in float: {', '.join(in_float)}",
-            "replace these ops in the network (targets/operators.md lists what has integer kernels), or choose another "
-            "target",
-        )
+    require_integers(profile, path, coverage)
     files = (path, path.with_suffix(".bin")) if profile.export.format == "openvino" else (path,)
     return ExportedArtifact(
         path=path,
@@ -85,6 +109,17 @@ def export(
         outputs=(logits,),
         deviations=model.deviations,
     )
+
+
+def require_integers(profile: TargetProfile, path: Path, coverage: QuantCoverage) -> None:
+    """Raise `ExportError`, which names them, if a file computes in float where a target runs integers only."""
+    in_float = (*coverage.float_ops, *coverage.float_islands)
+    if profile.precision.full_integer and in_float:
+        raise ExportError(
+            f"target {profile.id} runs integers only; {path.name} computes in float: {', '.join(in_float)}",
+            "replace these ops in the network (targets/operators.md lists what has integer kernels), or choose another "
+            "target",
+        )
 
 
 def warm_up(profile: TargetProfile) -> None:

@@ -16,11 +16,12 @@ import onnx
 import torch
 
 from edgeft.errors import ExportError
-from edgeft.exporters import onnx_rewrite, onnx_weights, stored_weights
+from edgeft.exporters import onnx_inputs, onnx_rewrite, onnx_weights, stored_weights
 from edgeft.exporters.check import FileLayer, check_layers
 from edgeft.exporters.float_islands import shield_onnx_layers
 from edgeft.exporters.onnx_rewrite import MAC_OPS, OnnxGraph
 from edgeft.exporters.products import FileProduct
+from edgeft.preprocessing import ImagePreprocessing
 from edgeft.target import TargetProfile
 from edgeft.types import QuantCoverage, QuantModel, TensorSpec, example_inputs
 
@@ -39,6 +40,8 @@ def write(
         ExportError: torch.onnx cannot translate the program, or the file differs from it.
     """
     proto = _translate(model, profile)
+    if model.scheme == "float16" and profile.precision.half_arithmetic:
+        proto = onnx_weights.compute_in_halves(proto)
     graph = OnnxGraph(proto)
     if model.scheme == "float16":
         onnx_weights.store_halves(graph)
@@ -59,6 +62,7 @@ def write(
         onnx_rewrite.drop_clamps(graph)
         onnx_rewrite.pool_means(graph)
         shield_onnx_layers(graph)
+    source = _shape_input(graph, model, profile)
     onnx_rewrite.finish(graph)
     metadata = {
         "edgeft.labels": json.dumps(model.labels),
@@ -68,16 +72,32 @@ def write(
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString(deterministic=True))
-    batch, wanted = profile.export.batch, model.preprocessing
-    return (
-        check(model, path),
-        TensorSpec(
-            name="input",
-            shape=(batch, *wanted.input_shape),
-            dtype=wanted.input_dtype,
-            layout="nchw" if wanted.kind == "image" else "nk",
-        ),
-        TensorSpec(name="logits", shape=(batch, len(model.labels)), dtype="float32", layout="nk"),
+    logits = TensorSpec(
+        name="logits", shape=(source.shape[0], len(model.labels)), dtype="float32", layout="nk"
+    )
+    return check(model, path), source, logits
+
+
+def _shape_input(graph: OnnxGraph, model: QuantModel, profile: TargetProfile) -> TensorSpec:
+    """Give the graph the input that model and profile ask for, and return what that is."""
+    wanted = model.preprocessing
+    batch = profile.export.batch if profile.export.static_shapes else -1
+    if not isinstance(wanted, ImagePreprocessing):
+        return TensorSpec(
+            name="input", shape=(batch, *wanted.input_shape), dtype=wanted.input_dtype, layout="nk"
+        )
+    if wanted.embedded:
+        onnx_inputs.take_pixels(graph, keep_quantizer=profile.export.format == "openvino")
+    last = profile.export.layout == "nhwc"
+    if last:
+        onnx_inputs.take_channels_last(graph)
+    channels, *edges = wanted.input_shape
+    return TensorSpec(
+        name="input",
+        shape=(batch, *edges, channels) if last else (batch, channels, *edges),
+        dtype="uint8" if wanted.embedded else "float32",
+        layout=profile.export.layout,
+        scale=1.0 if wanted.embedded else 0.0,
     )
 
 
@@ -195,7 +215,9 @@ def _depends_on_input(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
 
 
 def _ends_quantized(readers: Sequence[onnx.NodeProto]) -> bool:
-    return bool(readers) and all(reader.op_type in ("QuantizeLinear", "Relu", "Clip") for reader in readers)
+    # A DequantizeLinear reads integers already.
+    apart = ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip")
+    return bool(readers) and all(reader.op_type in apart for reader in readers)
 
 
 def _read_product(graph: OnnxGraph, node: onnx.NodeProto) -> FileProduct | None:

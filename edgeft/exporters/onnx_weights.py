@@ -36,6 +36,16 @@ def store_halves(graph: OnnxGraph) -> None:
                     node.input[index] = cast.output[0]
 
 
+def compute_in_halves(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float model whose operators compute in fp16, with float32 inputs and outputs as before."""
+    from onnxruntime.transformers import float16, onnx_model
+
+    halved: onnx.ModelProto = float16.convert_float_to_float16(model, keep_io_types=True)
+    # It puts the casts of inputs at the end of the list, which no reader but ONNX Runtime accepts.
+    onnx_model.OnnxModel.graph_topological_sort(halved.graph, is_deterministic=True)
+    return halved
+
+
 def spell_out_dequantization(graph: OnnxGraph) -> None:
     """Turn int8 weight -> DequantizeLinear into Cast and Mul.
 

@@ -14,6 +14,7 @@ from edgeft import extras
 from edgeft.errors import ExportError
 from edgeft.exporters import onnx, stored_weights
 from edgeft.exporters.check import FileLayer, check_layers
+from edgeft.exporters.openvino_info import model_info
 from edgeft.exporters.products import FileProduct
 from edgeft.exporters.stored_weights import IntegerWeight
 from edgeft.target import TargetProfile
@@ -54,6 +55,8 @@ def write(
         # Nodes that the conversion makes are numbered through the process: the same model would get other bytes.
         for index, op in enumerate(converted.get_ordered_ops()):
             op.set_friendly_name(f"{op.get_type_name()}_{index}")
+        for name, value in model_info(model).items():
+            converted.set_rt_info(value, ["model_info", name])
         converted.set_rt_info(json.dumps(model.labels), ["edgeft", "labels"])
         converted.set_rt_info(json.dumps(model.preprocessing.to_dict()), ["edgeft", "preprocess"])
         # The default would store float weights in half precision, which a "float32" file must not do.
@@ -216,6 +219,8 @@ def _rounding(node: Any) -> Any:
 
 def _read_layer(op: Any, ranges: _KnownRanges) -> FileLayer | None:
     data = op.input_value(0).get_node()
+    if data.get_type_name() == "Transpose":  # of an input with its channels last
+        data = data.input_value(0).get_node()
     weight = op.input_value(1).get_node()
     if data.get_type_name() != "FakeQuantize" or weight.get_type_name() not in ("Multiply", *_TRANSPARENT):
         return None

@@ -1,4 +1,4 @@
-"""LiteRT / TensorFlow Lite: a full-integer .tflite with int8 input and output, read back against the program."""
+"""LiteRT / TensorFlow Lite: a .tflite whose input and output have the profile's type, read back against the program."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from edgeft.exporters.check import FileLayer, check_layers
 from edgeft.exporters.float_islands import shield_float_layers
 from edgeft.exporters.products import FileProduct
 from edgeft.exporters.stored_weights import IntegerWeight
+from edgeft.exporters.tflite_finish import finish
 from edgeft.target import TargetProfile
 from edgeft.types import QuantCoverage, QuantModel, TensorSpec, example_inputs
 
@@ -54,8 +55,7 @@ def write(
         tflite_weights.store_weights(model, path)
     if profile.precision.granularity == "per-tensor":
         tflite_weights.merge_scales(path)
-    metadata = {"edgeft.labels": model.labels, "edgeft.preprocess": model.preprocessing.to_dict()}
-    _add_metadata(path, {name: json.dumps(value).encode() for name, value in metadata.items()})
+    finish(path, model, dtype=profile.export.io_dtype)
     file = _File(path)
     return check(model, path), file.spec("input", layout), file.spec("output", "nk")
 
@@ -280,22 +280,3 @@ class _Converter:
 def converter() -> _Converter:
     """Return the running converter process; the first call starts it and returns before it has imported."""
     return _Converter()
-
-
-def _add_metadata(path: Path, entries: dict[str, bytes]) -> None:
-    """Store named buffers in the model's metadata table (schema: tensorflow/lite/schema/schema.fbs)."""
-    import flatbuffers
-
-    schema = extras.load("ai_edge_litert.schema_py_generated", "metadata of a .tflite file")
-
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
-    model.metadata = model.metadata or []
-    for name, value in sorted(entries.items()):
-        buffer, item = schema.BufferT(), schema.MetadataT()
-        buffer.data = np.frombuffer(value, np.uint8)
-        item.name, item.buffer = name, len(model.buffers)
-        model.buffers.append(buffer)
-        model.metadata.append(item)
-    builder = flatbuffers.Builder(path.stat().st_size + 4096)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    path.write_bytes(bytes(builder.Output()))

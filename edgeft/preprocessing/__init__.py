@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeft.errors import ConfigError
+from edgeft.preprocessing.array import ArrayPreprocessing
 from edgeft.preprocessing.image import ImagePreprocessing, Interpolation
 from edgeft.preprocessing.tabular import (
     CategoricalColumn,
@@ -20,9 +21,11 @@ from edgeft.preprocessing.tabular import (
 from edgeft.preprocessing.text import TOKENIZER_FILE, TextPreprocessing
 
 Preprocessing = ImagePreprocessing | TextPreprocessing | TabularPreprocessing
+"""Of data sets that are read and trained on; files made elsewhere have `ArrayPreprocessing`."""
 
 __all__ = [
     "TOKENIZER_FILE",
+    "ArrayPreprocessing",
     "CategoricalColumn",
     "ImagePreprocessing",
     "Interpolation",

@@ -35,6 +35,7 @@ class ImagePreprocessing:
         mean: Per channel, in units of 0..1.
         std: Per channel, in units of 0..1.
         interpolation: Resampling filter.
+        embedded: Whether the network scales pixels itself, so that its inputs are pixels in 0..255 as they are.
     """
 
     size: int
@@ -43,6 +44,7 @@ class ImagePreprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation = "bilinear"
+    embedded: bool = False
 
     kind: ClassVar[Literal["image"]] = "image"
     input_dtype: ClassVar[Literal["float32"]] = "float32"
@@ -106,6 +108,8 @@ class ImagePreprocessing:
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Turn pixels (N, H, W, C) uint8 into model inputs (N, C, H, W) float32."""
+        if self.embedded:
+            return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
         mean = np.asarray(self.mean, dtype=np.float32)
         std = np.asarray(self.std, dtype=np.float32)
         scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
@@ -117,7 +121,10 @@ class ImagePreprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; `from_dict` reads it back."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if not self.embedded:  # a key that readers of older versions do not know
+            del fields["embedded"]
+        return {"kind": self.kind, **fields}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ImagePreprocessing:

@@ -10,6 +10,7 @@ from edgeft.quantization.capture import capture, float_program
 from edgeft.quantization.fusing import fuse
 from edgeft.quantization.half import halve_weights
 from edgeft.quantization.mixed import copy_graph, matching_layers, quantized_layers, restore_float
+from edgeft.quantization.normalization import embed_normalization, raw_inputs
 from edgeft.quantization.phases import QatPhases
 from edgeft.quantization.prepare import prepare
 from edgeft.quantization.program import convert, load, save
@@ -28,6 +29,7 @@ __all__ = [
     "copy_graph",
     "correct_biases",
     "diff_ranges",
+    "embed_normalization",
     "float_program",
     "fuse",
     "halve_weights",
@@ -37,6 +39,7 @@ __all__ = [
     "quantize_weights",
     "quantized_layers",
     "range_table",
+    "raw_inputs",
     "read_ranges",
     "restore_float",
     "save",

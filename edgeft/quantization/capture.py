@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
 from edgeft.errors import ModelError, QuantizationError
-from edgeft.quantization import decompositions, modes, operators, rewrites
+from edgeft.quantization import decompositions, modes, normalization, operators, rewrites
 from edgeft.types import FloatModel, QuantModel, example_inputs
 
 _BATCH_NORMS = {
@@ -63,6 +63,8 @@ def capture(module: nn.Module, example: torch.Tensor) -> GraphModule:
         ) from error
     _check_dynamic_batch(exported, module)
     graph: GraphModule = exported.module(check_guards=False)
+    if isinstance(module, normalization.NormalizedNetwork):
+        normalization.hide_wrapper(graph)
     rewrites.make_functional(graph)
     _spell_out_padding(graph)
     decompositions.spell_out_attention(graph)

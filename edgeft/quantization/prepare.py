@@ -9,11 +9,14 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+from edgeft.errors import QuantizationError
+from edgeft.preprocessing import ImagePreprocessing
 from edgeft.quantization.annotator import FusedGroupAnnotator
 from edgeft.quantization.capture import capture
 from edgeft.quantization.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from edgeft.quantization.modes import DROPOUTS, allow_modes
 from edgeft.quantization.operators import fixed_range, keeps_range
+from edgeft.quantization.rewrites import make_normalization_a_layer
 from edgeft.target import Numerics
 from edgeft.types import FloatModel, example_inputs
 
@@ -40,9 +43,15 @@ def prepare(
     captured = capture(model.module, example_inputs(model.preprocessing))
     for rewrite in rewrites:
         rewrite(captured)
+    picture = model.preprocessing
+    takes_pixels = isinstance(picture, ImagePreprocessing) and picture.embedded
+    if takes_pixels:
+        make_normalization_a_layer(captured)
     graph: GraphModule = prepare_pt2e(captured, FusedGroupAnnotator(numerics))
     _separate_sites(graph)
     _follow_numerics(graph, numerics or Numerics())
+    if takes_pixels:
+        _take_pixels(graph)
     _keep_output_extremes(graph)
     allow_modes(graph)
     graph.eval()
@@ -97,6 +106,25 @@ def _follow_numerics(graph: GraphModule, numerics: Numerics) -> None:
         site.symmetric = numerics.symmetric_activations
     for quantizer in weight_sites(graph):
         quantizer.follow(numerics)
+
+
+def _take_pixels(graph: GraphModule) -> None:
+    """Give the quantizers of the graph's input the range 0..255, whose steps are pixels: nothing is rounded there.
+
+    Raises:
+        QuantizationError: The target's kernels take symmetric activations, whose grid has 128 steps from 0 up.
+    """
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or node.all_input_nodes[0].op != "placeholder":
+            continue
+        site = graph.get_submodule(str(node.target))
+        if isinstance(site, ActivationFakeQuant):
+            if site.symmetric:
+                raise QuantizationError(
+                    "raw pixels need 256 steps, and activations with zero point 0 have 128 from 0 up",
+                    'leave export.preprocess = "embedded" out, or the targets with symmetric activations',
+                )
+            site.fix_range(0.0, 255.0)
 
 
 def _keep_output_extremes(graph: GraphModule) -> None:

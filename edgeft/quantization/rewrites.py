@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from edgeft.errors import QuantizationError
 from edgeft.quantization.operators import (
     ARITHMETIC,
     CLAMPS,
@@ -67,6 +68,26 @@ def lower(graph: GraphModule, float_nodes: Collection[Node] = ()) -> None:
     for node in list(graph.graph.nodes):
         if node.target in CONCATS and node not in float_nodes:
             _separate_parts(graph, node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def make_normalization_a_layer(graph: GraphModule) -> None:
+    """Turn product and sum that normalise a captured graph's input into a depthwise convolution of one tap, in place.
+
+    As an integer layer it is as good as exact: a channel's one weight is its largest, and so 127 of its steps.
+    """
+    source = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    (product,) = source.users
+    (total,) = product.users
+    with graph.graph.inserting_before(total):
+        write = _Writer(graph, product)
+        weight, bias = (write.tensor(node.args[1]) for node in (product, total))
+        if weight is None or bias is None:
+            raise QuantizationError("the graph does not begin with a normalisation")
+        result = write.per_channel(source, weight.flatten(), bias.flatten(), trainable=False)
+    total.replace_all_uses_with(result)
+    graph.graph.erase_node(total)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 

@@ -1,4 +1,4 @@
-"""One op at a time through annotation, calibration, conversion, export and all three runtimes, against integers.
+"""One op at a time through annotation, calibration, conversion, export and all runtimes, against integers.
 
 Converters cost seconds, so ops share a network: every branch is flattened and concatenated to the logits, where
 each can be looked at alone. The reference (`integer_reference`) is numpy on the program's integers.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deployment import RUNTIMES, SIZE, Branches, Deployed, Lambda, deploy_network
+from deployment import EVERYWHERE, SIZE, Branches, Deployed, Lambda, deploy_network
 from torch import nn
 
 from edgeft.errors import EdgeftError
@@ -207,7 +207,7 @@ def build(name: str) -> Deployed:
     torch.manual_seed(sorted(NETWORKS).index(name))
     network = NETWORKS[name]()
     low, high = INPUT_RANGE.get(name, (-1.0, 1.0))
-    return deploy_network(network, name, low=low, high=high)
+    return deploy_network(network, name, low=low, high=high, runtimes=EVERYWHERE)
 
 
 BRANCHES = {
@@ -232,7 +232,7 @@ def test_the_cases_are_all_branches() -> None:
         assert tuple(NETWORKS[name]().branches) == branches
 
 
-@pytest.mark.parametrize("where", ["torch", *RUNTIMES])
+@pytest.mark.parametrize("where", ["torch", *EVERYWHERE])
 @pytest.mark.parametrize(("name", "branch"), CASES)
 def test_integers_are_those_of_the_reference(name: str, branch: str, where: str) -> None:
     deployed = deploy(name)
@@ -254,7 +254,7 @@ def test_the_program_means_the_float_network(name: str, branch: str) -> None:
     assert np.ptp(deployed.expected[:, part]) > 8 * deployed.step, "the branch says too little to be a test"
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERYWHERE)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_mac_op_is_int8_but_those_named(name: str, runtime: str) -> None:
     deployed = deploy(name)
@@ -270,19 +270,20 @@ def test_every_mac_op_is_int8_but_those_named(name: str, runtime: str) -> None:
         assert deployed.program.float_ops == coverage.float_ops == ()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERYWHERE)
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "attention"])
 def test_the_runtime_executes_them_in_int8(name: str, runtime: str) -> None:
     precisions = deploy(name).reports[runtime]["mac_precision"]
     assert set(precisions) == {"int8"}
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERYWHERE)
 def test_both_operands_of_an_addition_are_rounded_before_it(runtime: str) -> None:
     """A kernel that fuses convolution and addition leaves one rounding out: a quarter of the sums then differ."""
     deployed = deploy("residual-sum")
     differing = np.abs(deployed.logits[runtime] - deployed.expected) > deployed.step / 2
-    assert differing.mean() <= 0.002
+    # TensorFlow Lite Micro scales both operands and the sum in fixed point, with a rounding each.
+    assert differing.mean() <= (0.005 if runtime == "mcu-tflm" else 0.002)
 
 
 def test_averages_have_a_finer_step_than_what_they_average() -> None:

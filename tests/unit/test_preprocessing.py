@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -146,6 +147,16 @@ def test_an_empty_category_and_a_missing_column_are_errors(table) -> None:
 )
 def test_a_preprocessing_comes_back_from_json(original) -> None:
     assert preprocessing.from_dict(json.loads(json.dumps(original.to_dict())), original.files()) == original
+
+
+def test_embedded_pictures_are_pixels_as_they_are() -> None:
+    picture = ImagePreprocessing(size=2, resize=2, channels=1, mean=(0.5,), std=(0.25,))
+    embedded = dataclasses.replace(picture, embedded=True)
+    pixels = np.array([[[[0], [255]], [[7], [128]]]], np.uint8)
+    assert embedded.normalize(pixels).dtype == np.float32
+    np.testing.assert_array_equal(embedded.normalize(pixels), pixels.transpose(0, 3, 1, 2))
+    assert embedded.to_dict()["embedded"] is True and preprocessing.from_dict(embedded.to_dict()) == embedded
+    assert "embedded" not in picture.to_dict(), "readers of older versions do not know the key"
 
 
 def test_an_unknown_kind_is_refused() -> None:

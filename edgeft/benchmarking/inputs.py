@@ -14,7 +14,7 @@ from edgeft.benchmarking import labelled
 from edgeft.data.folders import IMAGE_SUFFIXES
 from edgeft.data.tables import read_table
 from edgeft.errors import DataError
-from edgeft.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
+from edgeft.preprocessing import ArrayPreprocessing, ImagePreprocessing, Preprocessing, TextPreprocessing
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +25,7 @@ _ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 _TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 
 
-def encoded_samples(source: Path, preprocessing: Preprocessing) -> tuple[Array, str]:
+def encoded_samples(source: Path, preprocessing: Preprocessing | ArrayPreprocessing) -> tuple[Array, str]:
     """Read samples for a package and make model inputs of them as the package itself does.
 
     Args:
@@ -39,6 +39,9 @@ def encoded_samples(source: Path, preprocessing: Preprocessing) -> tuple[Array, 
     Raises:
         DataError: There is nothing of the kind that the package takes, or a file is damaged.
     """
+    if isinstance(preprocessing, ArrayPreprocessing):
+        ready = _ready_inputs(source, preprocessing, frozenset())[:MAX_SAMPLES]
+        return ready, f"{'folder' if source.is_dir() else 'file'} {source} ({len(ready)} arrays)"
     if isinstance(preprocessing, ImagePreprocessing):
         suffixes, what = IMAGE_SUFFIXES, "images"
     elif isinstance(preprocessing, TextPreprocessing):
@@ -70,12 +73,14 @@ def encoded_samples(source: Path, preprocessing: Preprocessing) -> tuple[Array, 
     return samples, f"{'folder' if source.is_dir() else 'file'} {source} ({count})"
 
 
-def _ready_inputs(source: Path, preprocessing: Preprocessing, suffixes: frozenset[str]) -> Array:
+def _ready_inputs(
+    source: Path, preprocessing: Preprocessing | ArrayPreprocessing, suffixes: frozenset[str]
+) -> Array:
     """Return .npy files of inputs that are preprocessed already."""
     files = _files(source, frozenset({".npy"}))
     if not files:
         raise DataError(
-            f"{source}: no samples in it; the package takes {', '.join(sorted(suffixes))}, or .npy of ready inputs",
+            f"{source}: no samples in it; the package takes {', '.join([*sorted(suffixes), '.npy of ready inputs'])}",
             "give a folder of such files, or leave --inputs out: the golden vectors are real samples too",
         )
     whole = _joined([_load(file) for file in files], source)

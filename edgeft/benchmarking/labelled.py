@@ -16,7 +16,13 @@ from edgeft.data.samples import EncodedSamples, PixelCache, subset
 from edgeft.data.sources import ImageSource, Listing, RowSource, S, TextSource
 from edgeft.errors import DataError, nearest
 from edgeft.package import Package
-from edgeft.preprocessing import ImagePreprocessing, NumericColumn, TabularPreprocessing, TextPreprocessing
+from edgeft.preprocessing import (
+    ArrayPreprocessing,
+    ImagePreprocessing,
+    NumericColumn,
+    TabularPreprocessing,
+    TextPreprocessing,
+)
 from edgeft.recipe import Task
 from edgeft.types import Samples
 
@@ -47,6 +53,11 @@ def read(package: Package, data: Path, *, columns: Columns | None = None) -> Sam
             `edgeft.data.scan`.
     """
     preprocessing = package.preprocessing
+    if isinstance(preprocessing, ArrayPreprocessing):
+        raise DataError(
+            f"{package.source}: its file was made elsewhere and takes ready arrays; nothing tells their labels",
+            "accuracy needs a package that a run of edgeft has made",
+        )
     names = columns or Columns()
     with plainly():
         if isinstance(preprocessing, ImagePreprocessing):

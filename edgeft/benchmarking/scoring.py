@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -45,8 +44,8 @@ def score(
         data: As `edgeft.benchmarking.labelled.read` takes it.
         columns: Names of a table's columns.
         only: Content ids of the samples to score, as `edgeft.benchmarking.labelled.select` takes them; all by default.
-        workers: Processes at a time; by default as many as fit the cores with the profile's threads each, and one
-            on anything but a CPU.
+        workers: Processes at a time; by default as many as fit the cores of the profile's host with its threads each,
+            and one on anything but a CPU.
         progress: Told how far it is, in samples.
 
     Raises:
@@ -84,8 +83,7 @@ def _default_workers(package: Package) -> int:
     runtime = package.profile.runtime
     if runtime.device.lower() != "cpu":
         return 1
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores: int = measure.host_fingerprint(runtime.host)["cores"] or 1
     return max(1, cores // runtime.threads)
 
 

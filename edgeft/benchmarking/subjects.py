@@ -16,7 +16,7 @@ from edgeft.benchmarking import signatures
 from edgeft.errors import ConfigError, MeasurementError, MissingDependencyError, ModelError
 from edgeft.measure.session import Session
 from edgeft.package import Package
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ArrayPreprocessing, Preprocessing
 from edgeft.target import Export, Runtime, TargetProfile
 from edgeft.types import ExportedArtifact, Format, QuantCoverage, TensorSpec
 
@@ -66,6 +66,7 @@ def subject(
     inputs: Literal["random"] | Path | None = None,
     batch: int = 1,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    profile: TargetProfile | None = None,
 ) -> Subject:
     """Return what stands at a path, ready to be timed.
 
@@ -79,9 +80,10 @@ def subject(
             package has no default.
         batch: Samples per inference; the file's first dimension must be free, or this.
         shapes: Input name -> whole shape, for free dimensions of a file without a package.
+        profile: Target of a file without a package: its runtime and device, instead of the plain CPU.
 
     Raises:
-        ConfigError: There is nothing at the path, or inputs, batch or shapes are missing or do not fit.
+        ConfigError: There is nothing at the path, or inputs, batch, shapes or target are missing or do not fit.
         ModelError: The file is no model, is damaged, or has no inputs.
         DataError: The samples cannot be read, or are not what the model takes.
         PackageError: The folder or archive is no package.
@@ -89,17 +91,51 @@ def subject(
         MissingDependencyError: The runtime is not installed.
     """
     path = Path(value)
+    packaged = is_package(path)
+    changes = {"threads": threads, "device": device, "host": host or None}
+    given = {key: value for key, value in changes.items() if value is not None}
+    if packaged:
+        if shapes:
+            raise ConfigError(f"{path}: --shape is for files without a package; this one has fixed shapes")
+        return _of_package(packages.read(path), str(value), given, options or {}, inputs, batch)
+    return _of_file(path, str(value), profile, given, options or {}, inputs, batch, shapes or {})
+
+
+def is_package(path: Path) -> bool:
+    """Return whether a path is that of a package, a folder or an archive. Raises `ConfigError` if nothing is there."""
     if not path.exists():
         raise ConfigError(
             f"{path}: no such file or folder", "give a package, or an .onnx, .xml or .tflite file"
         )
-    changes = {"threads": threads, "device": device, "host": host or None}
-    given = {key: value for key, value in changes.items() if value is not None}
-    if path.is_dir() or path.suffix.lower() in _PACKAGE_SUFFIXES:
-        if shapes:
-            raise ConfigError(f"{path}: --shape is for files without a package; this one has fixed shapes")
-        return _of_package(packages.read(path), str(value), given, options or {}, inputs, batch)
-    return _of_file(path, str(value), given, options or {}, inputs, batch, shapes or {})
+    return path.is_dir() or path.suffix.lower() in _PACKAGE_SUFFIXES
+
+
+def foreign_artifact(path: Path, profile: TargetProfile) -> ExportedArtifact:
+    """Return a file that edgeft did not make as an artifact for a target; its inputs and outputs are not known yet.
+
+    Raises:
+        ConfigError: The file is not of the target's format.
+        ModelError: It is empty, of an unknown kind, or a file beside it is missing.
+    """
+    artifact, _ = _described(path, profile)
+    return artifact
+
+
+def with_signature(artifact: ExportedArtifact, profile: TargetProfile) -> ExportedArtifact:
+    """Return a file with the inputs and outputs that its runtime reads from it.
+
+    Raises:
+        ConfigError: A dimension is free.
+        ModelError: The runtime cannot read the file, or it has no inputs.
+        MissingDependencyError: The runtime is not installed.
+    """
+    signature = _signature(artifact, profile)
+    sizes = signatures.resolve(signature["inputs"], file=artifact.path.name, batch=1, shapes={})
+    return replace(
+        artifact,
+        inputs=signatures.specs(signature["inputs"], sizes),
+        outputs=signatures.output_specs(signature["outputs"]),
+    )
 
 
 def _of_package(
@@ -137,7 +173,7 @@ def _of_package(
     )
 
 
-def _random_samples(preprocessing: Preprocessing) -> Array:
+def _random_samples(preprocessing: Preprocessing | ArrayPreprocessing) -> Array:
     (samples,) = sources.random_samples([(preprocessing.input_shape, preprocessing.input_dtype)])
     return samples
 
@@ -149,13 +185,14 @@ def _batched(spec: TensorSpec, batch: int) -> TensorSpec:
 def _of_file(
     path: Path,
     name: str,
+    wanted: TargetProfile | None,
     changes: Mapping[str, Any],
     options: Mapping[str, str],
     inputs: Literal["random"] | Path | None,
     batch: int,
     shapes: Mapping[str, Sequence[int]],
 ) -> Subject:
-    artifact, profile = _described(path)
+    artifact, profile = _described(path, wanted)
     profile = _changed(profile, changes, options)
     signature = _signature(artifact, profile)
     takes = signature["inputs"]
@@ -182,7 +219,7 @@ def _of_file(
         profile=profile,
         inputs=tuple(fed),
         inputs_origin=origin,
-        target="",
+        target=wanted.id if wanted else "",
         batch=batch,
     )
 
@@ -197,8 +234,8 @@ def _equally_many(fed: list[Array], specs: Sequence[TensorSpec], file: str) -> l
     return [array[: sources.MAX_SAMPLES] for array in fed]
 
 
-def _described(path: Path) -> tuple[ExportedArtifact, TargetProfile]:
-    """Return a model file and the profile of its runtime; the inputs and outputs are not known yet."""
+def _described(path: Path, wanted: TargetProfile | None) -> tuple[ExportedArtifact, TargetProfile]:
+    """Return a model file, and the profile that is wanted or that of its runtime; inputs and outputs are not known."""
     suffix = path.suffix.lower()
     if suffix not in _FORMATS:
         raise ModelError(
@@ -206,6 +243,11 @@ def _described(path: Path) -> tuple[ExportedArtifact, TargetProfile]:
             "export the model to one of these formats",
         )
     model_format, runtime = _FORMATS[suffix]
+    if wanted is not None and wanted.export.format != model_format:
+        raise ConfigError(
+            f"{path}: target {wanted.id} takes {wanted.export.format} files, not {model_format}",
+            "choose a target of this format (`edgeft targets`), or export the model for that one",
+        )
     files = [path]
     if suffix == ".xml":
         files.append(path.with_suffix(".bin"))
@@ -228,6 +270,8 @@ def _described(path: Path) -> tuple[ExportedArtifact, TargetProfile]:
         inputs=(),
         outputs=(),
     )
+    if wanted is not None:
+        return artifact, wanted
     profile = {
         "schema": 1,
         "id": runtime.name,
@@ -272,7 +316,7 @@ def _signature(artifact: ExportedArtifact, profile: TargetProfile) -> dict[str, 
         said = error.message.partition(" failed to signature: ")[2] or error.message
         raise ModelError(
             f"{artifact.path}: not a model that {profile.runtime.name} can read: {said}",
-            "it may be damaged or truncated: copy or export it again",
+            "it may be damaged or truncated, or need what the runtime does not have",
         ) from error
     if not signature["inputs"]:
         raise ModelError(f"{artifact.path}: the model has no inputs", "there is nothing to feed it with")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgeft.cli import console
 from edgeft.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from edgeft.target import TargetProfile
 
 _MODELS = typer.Argument(
     help="Packages (folders or archives) and .onnx, .xml or .tflite files.", metavar="PACKAGE_OR_FILE..."
@@ -18,6 +21,8 @@ _MODELS = typer.Argument(
 
 # Columns that are told in a line per file, so that the figures fit side by side.
 _BELOW = ("runs", "precision", "runs on", "fed with")
+_LAYERS = 8
+"""Shown of a compiled file, those of most cycles; --json has all."""
 
 
 def _option(name: str, metavar: str, text: str, **limits: Any) -> Any:
@@ -43,6 +48,10 @@ def bench(
     streams: Annotated[
         int, _option("--streams", "N", "Measure throughput too, with N inferences at a time.", min=1)
     ] = 1,
+    target: Annotated[
+        str | None,
+        _option("--target", "NAME", "Target of files without a package; also the path of a profile."),
+    ] = None,
     device: Annotated[str | None, _option("--device", "NAME", "The runtime's own name of a device.")] = None,
     option: Annotated[
         list[str] | None, _option("--option", "KEY=VALUE", "A setting of the runtime; may be repeated.")
@@ -69,21 +78,51 @@ def bench(
 
     A run is one inference, nothing else; the first one and the loading of the file are told apart. Packages are fed
     with their golden vectors unless --inputs or --random is given; a file without a package needs one of the two.
+
+    On targets of microcontrollers and NPUs nothing is timed here: memory, what the NPU's compiler estimates, and the
+    budgets of the target are shown instead; a budget that is missed ends with exit code 1.
     """
     from edgeft import benchmarking
+    from edgeft import target as profiles
     from edgeft.reporting import bench_page
 
     if inputs is not None and random:
         raise ConfigError("--inputs and --random exclude each other", "give one of them")
+    options, shapes = options_of(option), shapes_of(shape)
+    profile = profiles.load(target) if target else None
+    clocks = {model: benchmarking.has_clock(model, profile) for model in models}
+    if not any(clocks.values()):
+        timing = {
+            "--threads": threads,
+            "--streams": streams > 1,
+            "--batch": batch > 1,
+            "--device": device,
+            "--option": option,
+            "--host": host,
+            "--inputs": inputs,
+            "--random": random,
+            "--shape": shape,
+            "--html": html,
+        }
+        if given := [name for name, value in timing.items() if value]:
+            raise ConfigError(f"{given[0]}: nothing is timed on this target", "leave the option out")
+        return _costs(models, profile, data, as_json)
+    if not all(clocks.values()):
+        raise ConfigError(
+            f"{next(model for model, clock in clocks.items() if not clock)}: its time is not measured, that of other "
+            "files is: such figures do not go into one table",
+            "bench the two kinds one after the other",
+        )
     fed: Path | Literal["random"] | None = "random" if random else inputs
     settings: dict[str, Any] = {
         "threads": threads,
         "device": device,
-        "options": dict(_pair(text, "--option", "KEY=VALUE") for text in option or ()),
+        "options": options,
         "host": host,
         "inputs": fed,
         "batch": batch,
-        "shapes": dict(_shape(text) for text in shape or ()),
+        "shapes": shapes,
+        "profile": profile,
     }
     rule = benchmarking.StopRule(
         processes=processes, min_runs=runs, min_seconds=duration, warm_up_seconds=warm_up
@@ -96,16 +135,50 @@ def bench(
             subjects, rule, streams=streams, data=data, progress=log.stage_progress
         )
     record = benchmarking.record(done)
+    if not as_json:  # before the page: where that cannot be written, the figures are not lost
+        _print(record, bench_page.table(record))
     if html is not None:
         bench_page.write_html(record, html)
+        output.print(f"page: {console.shown(html)}", soft_wrap=True)
     if as_json:
         print(json.dumps(record, indent=1, allow_nan=False))
-    else:
-        _print(record, bench_page.table(record), html)
     return ExitCode.OK
 
 
-def _print(record: Mapping[str, Any], rows: Sequence[Mapping[str, str]], html: Path | None) -> None:
+def _costs(models: Sequence[str], profile: TargetProfile | None, data: Path | None, as_json: bool) -> int:
+    """Show what files cost on devices that no clock reaches from here."""
+    from edgeft import benchmarking
+
+    output = console.make(to_stderr=as_json)
+    with console.StageLog(output) as log:
+        log.stage_started("bench", "compiling")
+        costs = [
+            benchmarking.device_cost(model, profile, data=data, progress=log.stage_progress)
+            for model in models
+        ]
+    record = benchmarking.cost_record(costs)
+    if as_json:
+        print(json.dumps(record, indent=1, allow_nan=False))
+    else:
+        _print_costs(record)
+    return ExitCode.OK if all(cost.fits for cost in costs) else ExitCode.CHECK_FAILED
+
+
+def _print_costs(record: Mapping[str, Any]) -> None:
+    from edgeft.reporting import device_costs
+
+    output = console.make()
+    console.print_table(device_costs.table(record), output)
+    for line in device_costs.sources(record):
+        output.print(line, soft_wrap=True)
+    for met, line in device_costs.budgets(record):
+        console.print_mark("ok" if met else "fail", line, output)
+    if len(record["results"]) == 1:
+        for line in device_costs.slowest_layers(record["results"][0], _LAYERS):
+            output.print(line, soft_wrap=True)
+
+
+def _print(record: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> None:
     output = console.make()
     console.print_table([{k: v for k, v in row.items() if k not in _BELOW} for row in rows], output)
     for row in rows:
@@ -113,10 +186,19 @@ def _print(record: Mapping[str, Any], rows: Sequence[Mapping[str, str]], html: P
             f"{row['file']}: {row['runs on']}; {row['precision']}; {row['runs']} runs on {row['fed with']}",
             soft_wrap=True,
         )
+    output.print("measured on", console.machine(record["host"]), soft_wrap=True)
     for text in record["warnings"]:
         output.print("warning:", text, soft_wrap=True)
-    if html is not None:
-        output.print(f"page: {console.shown(html)}", soft_wrap=True)
+
+
+def options_of(texts: Sequence[str] | None) -> dict[str, str]:
+    """Return what --option was given as KEY=VALUE. Raises `ConfigError` for anything else."""
+    return dict(_pair(text, "--option", "KEY=VALUE") for text in texts or ())
+
+
+def shapes_of(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Return what --shape was given as NAME=1,3,224,224. Raises `ConfigError` for anything else."""
+    return dict(_shape(text) for text in texts or ())
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -11,7 +11,14 @@ from typing import Any, Final
 
 from edgeft.preprocessing import Preprocessing
 from edgeft.target import TargetProfile
-from edgeft.types import AccuracyResult, ClassificationMetrics, Estimate, LatencyResult, TargetResult
+from edgeft.types import (
+    AccuracyResult,
+    ClassificationMetrics,
+    CompilerEstimate,
+    Estimate,
+    LatencyResult,
+    TargetResult,
+)
 
 _FEW_SAMPLES: Final = 30
 """Below so many test samples of a class its figures say little; the card names such classes."""
@@ -21,7 +28,7 @@ _SAMPLES: Final = {"image": "a picture", "text": "a text", "table": "a row of a 
 _EVIDENCE: Final = {
     "measured": "measured by the clock on the host below",
     "executed": "executed, but not on the device: numbers and memory count, the time does not",
-    "estimated": "estimated by the vendor's compiler, not measured",
+    "estimated": "answers executed here, cost estimated by the vendor's compiler, not measured",
     "simulated": "run in the vendor's simulator; there is no latency",
     "hardware": "measured by the clock on the device",
 }
@@ -64,7 +71,7 @@ def render(
         "Model": _model(result, preprocessing, labels, origin),
         "Data": _data(origin, data_fingerprint),
         "Quality": _quality(result),
-        "Latency": _latency(result, host),
+        "Cost": _cost(result, host),
         "Limits": _limits(result, profile, origin),
         "Use": _use(preprocessing),
     }
@@ -153,21 +160,50 @@ def _classes(metrics: ClassificationMetrics) -> Iterator[str]:
         yield f"| {_cell(each.name)} | {each.support} | {' | '.join(cells)} |"
 
 
-def _latency(result: TargetResult, host: Mapping[str, Any]) -> Iterator[str]:
-    latency, ratio = result.latency, result.ratio
-    yield f"One sample at a time; {_EVIDENCE[latency.evidence]} (evidence: {latency.evidence})."
+def _cost(result: TargetResult, host: Mapping[str, Any]) -> Iterator[str]:
+    yield f"One sample at a time; {_EVIDENCE[result.evidence]} (evidence: {result.evidence})."
     yield ""
-    for name, each in (("this file", latency), ("the fastest float setting", result.baseline_latency)):
-        yield f"- {name}: {_percentiles(each)}, {each.threads} thread{'s' if each.threads > 1 else ''}"
-    yield (
-        f"- ratio of the two: {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] (95 %, {ratio.pairs} pairs of "
-        "processes)"
-    )
-    runtime = latency.runtime
+    yield from _times(result)
+    if result.estimate is not None:
+        yield from _estimated(result.estimate)
+    if result.memory is not None:
+        memory = result.memory
+        yield f"- RAM: {memory.ram_bytes:,} bytes by {memory.source}, most of it at {memory.ram_layer}"
+        yield f"- flash: {memory.flash_bytes:,} bytes, most of them in {memory.flash_layer}"
+    for budget in result.budgets:
+        state = "met" if budget.met else f"MISSED ({budget.culprit})" if budget.culprit else "MISSED"
+        yield f"- budget of {budget.name}: {budget.value:,.6g} of {budget.limit:,.6g} {budget.unit}, {state}"
+    runtime = result.runtime
     yield f"- runtime: {runtime.runtime} {runtime.version} on {runtime.device}"
+    if runtime.mac_precision:
+        executed = ", ".join(f"{count} in {name}" for name, count in runtime.mac_precision.items())
+        yield f"- multiply-accumulate ops as they were executed: {executed}"
     flags = " ".join(host.get("flags") or ())
     yield f"- host: {host.get('cpu')}, {host.get('cores')} cores{', ' + flags if flags else ''}"
-    yield f"- peak memory of the process: {latency.peak_rss_bytes:,} bytes"
+    if result.latency is not None:
+        yield f"- peak memory of the process: {result.latency.peak_rss_bytes:,} bytes"
+
+
+def _times(result: TargetResult) -> Iterator[str]:
+    """Say what a clock has told, where one has."""
+    for name, each in (
+        ("this file", result.latency),
+        ("the fastest float setting", result.baseline_latency),
+    ):
+        if each is not None:
+            yield f"- {name}: {_percentiles(each)}, {each.threads} thread{'s' if each.threads > 1 else ''}"
+    if result.ratio is not None:
+        ratio = result.ratio
+        yield (
+            f"- ratio of the two: {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] (95 %, {ratio.pairs} pairs "
+            "of processes)"
+        )
+
+
+def _estimated(estimate: CompilerEstimate) -> Iterator[str]:
+    yield f"- latency: {estimate.ms:.3g} ms, {estimate.cycles:,} cycles by {estimate.source}"
+    on_cpu = f": {_some(estimate.fallback_ops)}" if estimate.fallback_ops else ""
+    yield f"- operators: {estimate.npu_ops} on the accelerator, {len(estimate.fallback_ops)} on the CPU{on_cpu}"
 
 
 def _percentiles(latency: LatencyResult) -> str:

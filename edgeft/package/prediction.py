@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,13 @@ from edgeft.data.tables import TABLE_SUFFIXES, read_table
 from edgeft.errors import DataError
 from edgeft.measure.session import Session
 from edgeft.package.reading import Package
-from edgeft.preprocessing import ImagePreprocessing, Preprocessing, TabularPreprocessing, TextPreprocessing
+from edgeft.preprocessing import (
+    ArrayPreprocessing,
+    ImagePreprocessing,
+    Preprocessing,
+    TabularPreprocessing,
+    TextPreprocessing,
+)
 from edgeft.types import FloatArray, InputArray
 
 _CHUNK: Final = 128
@@ -37,7 +43,8 @@ def predict(package: Package, samples: Sequence[str], *, top: int = 5) -> Iterat
     Args:
         package: What `read` returned.
         samples: Pictures or folders of pictures (at any depth); texts or .txt files of one text per line; rows as
-            ``column=cell,column=cell`` or tables of them.
+            ``column=cell,column=cell`` or tables of them; .npy files for a package of a file made elsewhere, whose
+            outputs are then told as they are.
         top: How many classes to tell of each.
 
     Raises:
@@ -51,7 +58,9 @@ def predict(package: Package, samples: Sequence[str], *, top: int = 5) -> Iterat
     with Session(package.artifact, package.profile) as session:
         for start in range(0, len(found), _CHUNK):
             chunk = found[start : start + _CHUNK]
-            chances = _softmax(session.predict(_encoded(chunk, package.preprocessing)))
+            chances = session.predict(_encoded(chunk, package.preprocessing))
+            if not isinstance(package.preprocessing, ArrayPreprocessing):
+                chances = _softmax(chances)
             for (name, _), row in zip(chunk, chances, strict=True):
                 best = np.argsort(-row, kind="stable")[:top]
                 yield Prediction(
@@ -65,9 +74,12 @@ _Sample = tuple[str, Path | str | dict[str, str]]
 """What to call it, and the picture's path, the text or the row."""
 
 
-def _listed(samples: Sequence[str], preprocessing: Preprocessing) -> Iterator[_Sample]:
+def _listed(samples: Sequence[str], preprocessing: Preprocessing | ArrayPreprocessing) -> Iterator[_Sample]:
+    each: Callable[[str], Iterator[_Sample]]
     if isinstance(preprocessing, ImagePreprocessing):
         each = _pictures
+    elif isinstance(preprocessing, ArrayPreprocessing):
+        each = _arrays
     elif isinstance(preprocessing, TextPreprocessing):
         each = _texts
     else:
@@ -87,6 +99,15 @@ def _pictures(sample: str) -> Iterator[_Sample]:
     if not files:
         raise DataError(f"{sample}: no pictures in it", f"allowed are {', '.join(sorted(IMAGE_SUFFIXES))}")
     yield from ((str(file), file) for file in files)
+
+
+def _arrays(sample: str) -> Iterator[_Sample]:
+    if Path(sample).suffix.lower() != ".npy" or not Path(sample).is_file():
+        raise DataError(
+            f"{sample}: not an .npy file",
+            "this package's file was made elsewhere and takes arrays: store one sample with numpy.save",
+        )
+    yield sample, Path(sample)
 
 
 def _texts(sample: str) -> Iterator[_Sample]:
@@ -115,8 +136,10 @@ def _rows(sample: str) -> Iterator[_Sample]:
     yield sample, {name.strip(): cell for name, _, cell in cells}
 
 
-def _encoded(chunk: Sequence[_Sample], preprocessing: Preprocessing) -> InputArray:
+def _encoded(chunk: Sequence[_Sample], preprocessing: Preprocessing | ArrayPreprocessing) -> InputArray:
     names = [name for name, _ in chunk]
+    if isinstance(preprocessing, ArrayPreprocessing):
+        return np.concatenate([_one_array(name, preprocessing) for name in names])
     if isinstance(preprocessing, ImagePreprocessing):
         try:
             pixels = [preprocessing.decode(Path(str(path)), name=name) for name, path in chunk]
@@ -126,6 +149,13 @@ def _encoded(chunk: Sequence[_Sample], preprocessing: Preprocessing) -> InputArr
     if isinstance(preprocessing, TabularPreprocessing):
         return preprocessing.encode([row for _, row in chunk if isinstance(row, dict)], names=names)
     return preprocessing.encode([str(text) for _, text in chunk])
+
+
+def _one_array(name: str, preprocessing: ArrayPreprocessing) -> InputArray:
+    array: InputArray = preprocessing.load([Path(name)])
+    if len(array) != 1:
+        raise DataError(f"{name}: holds {len(array)} samples", "store each in a file of its own")
+    return array
 
 
 def _softmax(logits: FloatArray) -> FloatArray:

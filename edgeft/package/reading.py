@@ -17,7 +17,7 @@ from edgeft.errors import ConfigError, PackageError, VerificationError
 from edgeft.package import archive
 from edgeft.package.layout import GOLDEN, LABELS, MANIFEST, PREPROCESS
 from edgeft.package.verification import check_contents, opened, refuse_newer
-from edgeft.preprocessing import Preprocessing
+from edgeft.preprocessing import ArrayPreprocessing, Preprocessing
 from edgeft.target import TargetProfile
 from edgeft.types import ExportedArtifact, FloatArray, InputArray, QuantCoverage, TensorSpec
 
@@ -39,7 +39,8 @@ class Package:
     manifest: Mapping[str, Any]
     artifact: ExportedArtifact
     profile: TargetProfile
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | ArrayPreprocessing
+    """The latter for a file that edgeft did not make."""
     labels: tuple[str, ...]
     golden_inputs: InputArray
     golden_outputs: FloatArray
@@ -149,9 +150,11 @@ def _spec(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(**{**data, "shape": tuple(data["shape"])})
 
 
-def _preprocessing(folder: Path) -> Preprocessing:
+def _preprocessing(folder: Path) -> Preprocessing | ArrayPreprocessing:
     stored = json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))
     settings = stored[stored["kind"]]
+    if stored["kind"] == ArrayPreprocessing.kind:
+        return ArrayPreprocessing.from_dict(settings)
     name = settings.get("tokenizer")
     if name is not None and Path(name).name != name:
         raise ValueError(f"{PREPROCESS}: tokenizer {name!r} is outside of the package")
@@ -160,7 +163,10 @@ def _preprocessing(folder: Path) -> Preprocessing:
 
 
 def _golden(
-    folder: Path, manifest: Mapping[str, Any], preprocessing: Preprocessing, classes: int
+    folder: Path,
+    manifest: Mapping[str, Any],
+    preprocessing: Preprocessing | ArrayPreprocessing,
+    classes: int,
 ) -> dict[str, Any]:
     """Return the golden arrays, none of which is read before its size is known to be what it should."""
     samples = manifest["golden"]["samples"]

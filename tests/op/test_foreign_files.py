@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +150,48 @@ def test_a_batch_is_filled_up_and_cut_again(files):
     total, product = adapter.run([a, b])
     np.testing.assert_allclose(total, a + b, rtol=1e-6)
     np.testing.assert_allclose(product, a * b, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "module", "device"),
+    [
+        ("onnx", onnxruntime_adapter, "cpu"),
+        ("openvino", openvino_adapter, "CPU"),
+        ("tflite", litert_adapter, "cpu"),
+    ],
+)
+def test_an_inference_lets_the_other_streams_run(files, form, module, device):
+    """Threads change here only where one lets go of the interpreter: an inference has to, or streams wait in line."""
+    names, outputs = (
+        (("a", "b"), ("sum", "product")) if form == "tflite" else (("x", "ids"), ("sum", "twice"))
+    )
+    kinds = ("float32", "float32" if form == "tflite" else "int64")
+    adapter = module.Adapter(
+        str(files[form]),
+        device=device,
+        threads=1,
+        options={},
+        streams=2,
+        inputs=[tensor(name, (2, 3), dtype=kind) for name, kind in zip(names, kinds, strict=True)],
+        outputs=[tensor(name, (2, 3)) for name in outputs],
+    )
+    lane, ran = adapter.lanes[0], threading.Event()
+    lane.place([np.ones((2, 3), kind) for kind in kinds])
+    interval = sys.getswitchinterval()
+    gate = threading.Lock()
+    gate.acquire()
+    other = threading.Thread(target=lambda: (gate.acquire(), ran.set()))
+    other.start()
+    sys.setswitchinterval(1000.0)
+    try:
+        gate.release()
+        end = time.monotonic() + 20
+        while not ran.is_set() and time.monotonic() < end:
+            lane.invoke()
+        assert ran.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
 
 
 def test_all_formats_are_timed_in_turns_with_streams(files, tmp_path):

@@ -98,9 +98,10 @@ def test_example_sees_pictures_as_the_model_was_trained(folder, tmp_path, channe
     picture.save(path, exif=exif)
     namespace: dict = {"__name__": "example"}
     exec(compile((folder / "example.py").read_text(), "example.py", "exec"), namespace)
-    seen = namespace["load_picture"](path, preprocessing.to_dict())
-    expected = preprocessing.normalize(preprocessing.decode(path)[None])
-    np.testing.assert_array_equal(seen, expected)
+    for each in (preprocessing, dataclasses.replace(preprocessing, embedded=True)):
+        seen = namespace["load_picture"](path, each.to_dict())
+        expected = each.normalize(each.decode(path)[None])
+        np.testing.assert_array_equal(seen, expected)
 
 
 def test_example_classifies_a_picture(folder: Path, tmp_path: Path):
@@ -322,4 +323,5 @@ def test_manifest_tells_the_whole_story_in_canonical_form(folder: Path):
     assert manifest["metrics"]["accuracy"] == {"value": 0.75, "low": 0.3, "high": 0.95, "samples": 4}
     assert manifest["metrics"]["latency_ratio"]["high"] == 0.55
     assert manifest["runtime"]["threads"] == 1 and manifest["evidence"] == "measured"
+    assert manifest["runtime"]["mac_precision"] == {"int8": 1}
     assert set(manifest["files"]) == {p.name for p in folder.iterdir()} - {"manifest.json", "SHA256SUMS"}

@@ -112,6 +112,8 @@ def target_result(
         accuracy=accuracy,
         baseline_accuracy=accuracy,
         parity=parity,
+        evidence="measured",
+        runtime=latency.runtime,
         latency=latency,
         baseline_latency=latency,
         other_float=(),

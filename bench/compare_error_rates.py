@@ -10,9 +10,17 @@ Usage::
     python bench/compare_error_rates.py simulate
 
 `slower` adds an op to an ONNX file. `record` appends rounds of real processes, interleaved as `edgeft compare` does,
-for as long as it is told. `replay` starts comparisons at random places of each trace and hands the rounds that
-follow to the very function that decides in `edgeft compare`, with their recorded clock. `simulate` needs no trace: it
-compares intervals by how often they miss the true ratio under noise of known kinds.
+for as long as it is told. `replay` cuts every recording into comparisons one after the other, each of which begins
+where the one before was decided, and hands their rounds with their recorded clock to the very function that decides in
+`edgeft compare`. So no process counts in two comparisons, rounds stay in the order of time with whatever drift there
+was, and no comparison goes on into another recording; what the end of a recording leaves undecided is not counted.
+
+Where a file was compared with itself, `replay` also cuts the recordings into disjoint windows of the time limit and
+decides each many times, with base and head exchanged in rounds drawn at random: as the order of processes is drawn,
+this is what might as well have been recorded on that machine on that day. Replays of one window are no independent
+comparisons, so the interval is that of as many as there are windows, which is on the safe side.
+
+`simulate` needs no trace: it compares intervals by how often they miss the true ratio under noise of known kinds.
 """
 
 from __future__ import annotations
@@ -25,7 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +48,8 @@ from edgeft.benchmarking.interleaving import Interleaving
 from edgeft.benchmarking.subjects import subject
 from edgeft.measure import sequential
 from edgeft.measure.host import host_fingerprint
-from edgeft.measure.sequential import Process, Round
-from edgeft.measure.statistics import bootstrap_ratio, wilson_interval
+from edgeft.measure.sequential import Decision, Process, Round
+from edgeft.measure.statistics import bootstrap_ratio, score_interval, wilson_interval
 
 Array = npt.NDArray[np.float64]
 OUTCOMES = ("pass", "fail", "inconclusive")
@@ -62,9 +70,9 @@ def main() -> None:
     verb.add_argument("--inputs", type=Path, help="samples; a package's golden vectors by default")
     verb.add_argument("--minutes", type=float, default=20.0)
     verb.add_argument("--load", type=int, default=0, help="processes that each keep a core busy meanwhile")
-    verb = verbs.add_parser("replay", help="draw comparisons from traces")
+    verb = verbs.add_parser("replay", help="cut traces into comparisons")
     verb.add_argument("traces", type=Path)
-    verb.add_argument("--comparisons", type=int, default=300, help="per trace")
+    verb.add_argument("--exchanges", type=int, default=50, help="of base and head, per window")
     verb = verbs.add_parser("simulate", help="miss rates of intervals under known noise")
     verb.add_argument("--repetitions", type=int, default=1000)
     chosen = parser.parse_args()
@@ -129,7 +137,8 @@ def _record(chosen: argparse.Namespace) -> None:
     head = subject(chosen.head or chosen.base, inputs=chosen.inputs)
     what = f"{base.name} x {head.name if chosen.head else 'itself'}, load {chosen.load}"
     with chosen.traces.open("a") as file, _load(chosen.load):
-        print(json.dumps({"trace": what, "host": host_fingerprint()}), file=file)
+        header = {"trace": what, "same": chosen.head is None, "host": host_fingerprint()}
+        print(json.dumps(header), file=file)
         interleaving = Interleaving(base, head, seed=time.time_ns())
         for n, measured in enumerate(interleaving.rounds(60 * chosen.minutes), 1):
             print(json.dumps(asdict(measured)), file=file, flush=True)
@@ -149,55 +158,104 @@ def _load(processes: int) -> Iterator[None]:
             process.wait()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """Recordings of one pair of files under one load; `same` if the two are one file."""
+
+    same: bool
+    recordings: list[list[Round]]
+
+
 def _replay(chosen: argparse.Namespace) -> None:
-    table = Table(
-        "trace", "pairs", "ratio", *(f"{outcome} [%]" for outcome in OUTCOMES), "median s", "longest s"
-    )
-    random = np.random.default_rng(0)
-    for what, rounds in _read(chosen.traces).items():
-        starts = random.integers(len(rounds), size=chosen.comparisons)
-        ends = [
-            sequential.decide(_from(rounds, int(start)), limit=LIMIT, time_limit_seconds=TIME_LIMIT_SECONDS)
-            for start in starts
-        ]
+    heads = (*(f"{outcome} [%]" for outcome in OUTCOMES), "median s", "longest s")
+    table = Table("trace", "pairs", "ratio", "comparisons", *heads, "windows", "fail when exchanged [%]")
+    for what, trace in _read(chosen.traces).items():
+        rounds = [one for recording in trace.recordings for one in recording]
         ratio = sequential.ratio_interval(sequential.log_ratios(rounds, "p50_ms"), 0.05)
-        seconds = [end.seconds for end in ends]
+        ends = [end for recording in trace.recordings for end in _comparisons(recording)]
+        seconds = [end.seconds for end in ends] or [np.nan]
+        windows = [window for recording in trace.recordings for window in _windows(recording)]
         table.add_row(
             what,
             f"{2 * len(rounds)}",
             f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+            f"{len(ends)}",
             *(_share(sum(end.outcome == outcome for end in ends), len(ends)) for outcome in OUTCOMES),
             f"{np.median(seconds):.0f}",
             f"{max(seconds):.0f}",
+            f"{len(windows)}",
+            _exchanged_fails(windows, chosen.exchanges) if trace.same else "",
         )
-    Console(width=160).print(table)
+    Console(width=200).print(table)
 
 
-def _read(path: Path) -> dict[str, list[Round]]:
-    """Return the rounds of every trace; traces of one name are put together."""
-    traces: dict[str, list[Round]] = {}
+def _read(path: Path) -> dict[str, Trace]:
+    """Return the recordings of every trace, by its name."""
+    traces: dict[str, Trace] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
         if "trace" in record:
-            rounds = traces.setdefault(record["trace"], [])
+            trace = traces.setdefault(record["trace"], Trace(same=record["same"], recordings=[]))
+            trace.recordings.append([])
             continue
         sides = {side: (Process(**record[side][0]), Process(**record[side][1])) for side in ("base", "head")}
-        rounds.append(Round(**sides, seconds=record["seconds"]))
+        trace.recordings[-1].append(Round(**sides, seconds=record["seconds"]))
     return traces
 
 
-def _from(rounds: list[Round], start: int) -> Iterator[Round]:
-    """Yield rounds from one on, beginning anew at the end, until another would not end in time, as `Interleaving`."""
+def _comparisons(recording: list[Round]) -> list[Decision]:
+    """Decide one comparison after the other, each from the first round that none has used."""
+    found: list[Decision] = []
+    while 2 * len(recording) >= sequential.FEWEST_PAIRS:
+        end = _decide(recording)
+        if end.outcome == "inconclusive" and end.pairs == 2 * len(recording):
+            break  # the recording ended before the time was up
+        found.append(end)
+        recording = recording[end.pairs // 2 :]
+    return found
+
+
+def _windows(recording: list[Round]) -> list[list[Round]]:
+    """Cut a recording into what a comparison may take at most; the rest at its end is left out."""
+    found = []
+    while len(window := list(_within_time(recording))) < len(recording):
+        found.append(window)
+        recording = recording[len(window) :]
+    return found
+
+
+def _exchanged_fails(windows: list[list[Round]], exchanges: int) -> str:
+    """Return the share of "fail" over windows with base and head exchanged in rounds drawn at random."""
+    random, fails = np.random.default_rng(0), 0
+    for window, _ in itertools.product(windows, range(exchanges)):
+        exchanged = [
+            replace(one, base=one.head, head=one.base) if random.integers(2) else one for one in window
+        ]
+        fails += _decide(exchanged).outcome == "fail"
+    if not windows:
+        return "-"
+    low, high = score_interval(fails / (len(windows) * exchanges), len(windows))
+    share = 100 * fails / (len(windows) * exchanges)
+    return f"{share:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _decide(rounds: list[Round]) -> Decision:
+    return sequential.decide(_within_time(rounds), limit=LIMIT, time_limit_seconds=TIME_LIMIT_SECONDS)
+
+
+def _within_time(rounds: list[Round]) -> Iterator[Round]:
+    """Yield rounds until another would not end in time, as `Interleaving` does."""
     passed = longest = 0.0
-    for i in range(max(len(rounds), sequential.FEWEST_PAIRS)):
-        measured = rounds[(start + i) % len(rounds)]
-        if 2 * i >= sequential.FEWEST_PAIRS and passed + longest >= TIME_LIMIT_SECONDS:
+    for taken, measured in enumerate(rounds):
+        if 2 * taken >= sequential.FEWEST_PAIRS and passed + longest >= TIME_LIMIT_SECONDS:
             return
         passed, longest = passed + measured.seconds, max(longest, measured.seconds)
         yield measured
 
 
 def _share(count: int, total: int) -> str:
+    if not total:
+        return "-"
     low, high = wilson_interval(count, total)
     return f"{100 * count / total:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 

@@ -5,15 +5,23 @@ Usage::
     python bench/other_timers.py FILE... [--rounds 5] [--seconds 2] [--json FILE]
     python bench/other_timers.py runs/demo/packages/*/model.{onnx,xml,tflite} shared/data/mlperf_tiny/*.tflite
 
-One thread, one inference at a time, random inputs, every tool in a fresh process in every round, in the order
-A B C, C B A, ...; the figure of a round is the tool's median. The tools are
+One thread, one inference at a time, every tool in a fresh process in every round, in the order A B C, C B A, ...; the
+figure of a round is the tool's median. All are fed the same numbers, a single random sample (litert-benchmark
+draws its own). The tools are
 
-- ``benchmark_app`` of OpenVINO, synchronous, which reads each request's own clock, as edgeft's adapter does;
+- ``benchmark_app`` of OpenVINO, synchronous, which reads each request's own clock, as edgeft's adapter does. Both get
+  the same settings (`OPENVINO`), which are checked in what each says of the compiled model. By default they differ:
+  benchmark_app turns an input that looks like an image into uint8, which adds a conversion (4 % of 0.4 ms).
+  Pinning is off for both: OpenVINO otherwise ties its thread to one core during every inference, which then waits for
+  whatever else runs there. With other jobs on the machine the median of a request was 11 ms with it, 0.7 ms without;
 - ONNX Runtime's profiler (``model_run`` of its JSON; it writes down every node of the run, too, which takes longer than
   a small network itself), and `InferenceSession.run_with_iobinding` in a loop, because its own
   ``onnxruntime_perf_test`` is in no wheel;
-- ``litert-benchmark`` of ai-edge-litert (LiteRT's newer `CompiledModel`, whose Python side looks up every buffer by
-  name inside the time that is taken, about 2 us), and `Interpreter.invoke` in a loop.
+- ``litert-benchmark`` of ai-edge-litert, and `Interpreter.invoke` in a loop. The former times LiteRT's newer
+  `CompiledModel`, whose Python side gathers the buffers by name within the time that is taken. With both in one
+  process, in turns, a run of `CompiledModel` took about 1.2 us more than `Interpreter.invoke` whatever the network:
+  25.0 and 26.2 us (keyword spotting), 42.7 and 43.8 us (ResNet-8), 74.1 and 75.5 us (visual wake words), 316 and 317 us
+  (MobileNetV2 0.35). That is 5, 3, 2 and 0.3 %: the call costs more, the kernels take equally long.
 """
 
 from __future__ import annotations
@@ -25,30 +33,46 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-Timer = Callable[[Path, float], float]
-"""Takes a model file and seconds, returns the median latency in ms."""
+from edgeft.benchmarking import subject
+
+Timer = Callable[[Path, float, Path], float]
+"""Takes a model file, seconds and the .npz of its inputs; returns the median latency in ms."""
+
+OPENVINO = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "f32",
+    "ENABLE_CPU_PINNING": "NO",
+}
+_OPENVINO_TYPES = {
+    "float32": "f32",
+    "float16": "f16",
+    "int64": "i64",
+    "int32": "i32",
+    "uint8": "u8",
+    "int8": "i8",
+}
+# The settings as either tool reads them back from the compiled model.
+_COMPILED = {**OPENVINO, "ENABLE_CPU_PINNING": "False", "INFERENCE_NUM_THREADS": "1"}
 
 _ONNXRUNTIME = """
 import json, statistics, sys, time
 import numpy as np, onnxruntime as ort
-path, seconds, profile = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+path, seconds, inputs, profile = sys.argv[1], float(sys.argv[2]), np.load(sys.argv[3]), sys.argv[4]
 options = ort.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 if profile:
     options.enable_profiling, options.profile_file_prefix = True, profile
 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-random = np.random.default_rng(0)
-kinds = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 binding = session.io_binding()
 for one in session.get_inputs():
-    shape = [d if isinstance(d, int) and d > 0 else 1 for d in one.shape]
-    binding.bind_cpu_input(one.name, random.uniform(-1, 1, shape).astype(kinds[one.type]))
+    binding.bind_cpu_input(one.name, inputs[one.name])
 for one in session.get_outputs():
     binding.bind_output(one.name)
 times, end = [], time.perf_counter() + seconds
@@ -71,11 +95,9 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
 interpreter.allocate_tensors()
-random = np.random.default_rng(0)
+inputs = np.load(sys.argv[3])
 for one in interpreter.get_input_details():
-    kind = np.dtype(one["dtype"])
-    low, high = (-1, 1) if kind.kind == "f" else (np.iinfo(kind).min, np.iinfo(kind).max)
-    interpreter.set_tensor(one["index"], random.uniform(low, high, one["shape"]).astype(kind))
+    interpreter.set_tensor(one["index"], inputs[one["name"]])
 seconds = float(sys.argv[2])
 warm = time.perf_counter() + 0.1 * seconds
 while time.perf_counter() < warm:
@@ -108,9 +130,11 @@ def main() -> None:
         timers = _timers(file)
         names = list(timers)
         taken[str(file)] = {name: [] for name in names}
-        for turn in range(chosen.rounds):
-            for name in names if turn % 2 == 0 else names[::-1]:
-                taken[str(file)][name].append(timers[name](file, chosen.seconds))
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = _write_inputs(file, Path(folder) / "inputs.npz")
+            for turn in range(chosen.rounds):
+                for name in names if turn % 2 == 0 else names[::-1]:
+                    taken[str(file)][name].append(timers[name](file, chosen.seconds, inputs))
     if chosen.json:
         chosen.json.write_text(json.dumps(taken, indent=1))
     console = Console()
@@ -146,36 +170,79 @@ def _timers(file: Path) -> dict[str, Timer]:
     return {"edgeft bench": _edgeft, **theirs[file.suffix]}
 
 
-def _edgeft(file: Path, seconds: float) -> float:
-    command = ["-m", "edgeft", "bench", str(file), "--random", "--processes", "1", "--json"]
-    record = json.loads(_python(*command, "--duration", str(seconds)))
-    value: float = record["results"][0]["latency"]["p50_ms"]
+def _write_inputs(file: Path, path: Path) -> Path:
+    """Write one random sample: an array per input under its name."""
+    model = subject(file, inputs="random")
+    specs = model.artifact.inputs
+    np.savez(path, **{spec.name: array[0] for spec, array in zip(specs, model.inputs, strict=True)})
+    return path
+
+
+def _edgeft(file: Path, seconds: float, inputs: Path) -> float:
+    command = ["-m", "edgeft", "bench", str(file), "--inputs", str(inputs), "--processes", "1", "--json"]
+    if file.suffix == ".xml":
+        command += [word for key, value in OPENVINO.items() for word in ("--option", f"{key}={value}")]
+    result = json.loads(_python(*command, "--duration", str(seconds)))["results"][0]
+    if file.suffix == ".xml":
+        details = result["runtime"]["details"]
+        _require_settings("edgeft", {**details["options"], "INFERENCE_NUM_THREADS": str(details["threads"])})
+    value: float = result["latency"]["p50_ms"]
     return value
 
 
-def _benchmark_app(file: Path, seconds: float) -> float:
+def _benchmark_app(file: Path, seconds: float, inputs: Path) -> float:
     tool = Path(sys.executable).with_name("benchmark_app")
-    settings = ["-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1", "-nthreads", "1"]
-    said = _run([str(tool), "-m", str(file), *settings, "-t", str(max(1, round(seconds)))])
+    with tempfile.TemporaryDirectory() as folder, np.load(inputs) as arrays:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps({"CPU": {**OPENVINO, "INFERENCE_NUM_THREADS": "1"}}))
+        settings = [
+            "-d",
+            "CPU",
+            "-api",
+            "sync",
+            "-load_config",
+            str(config),
+            "-t",
+            str(max(1, round(seconds))),
+        ]
+        kinds = ", ".join(f"{name}:{_OPENVINO_TYPES[arrays[name].dtype.name]}" for name in arrays.files)
+        settings += ["-iop", kinds]
+        for i, name in enumerate(arrays.files):
+            np.save(Path(folder) / f"{i}.npy", arrays[name])
+            settings += ["-i", f"{name}:{Path(folder) / f'{i}.npy'}"]
+        said = _run([str(tool), "-m", str(file), *settings])
+    read_back = dict(re.findall(r"\[ INFO \]   (\w+): (.*)", said))
+    read_back["INFERENCE_PRECISION_HINT"] = {"<Type: 'float32'>": "f32"}.get(
+        read_back["INFERENCE_PRECISION_HINT"], read_back["INFERENCE_PRECISION_HINT"]
+    )
+    _require_settings("benchmark_app", read_back)
     value, unit = re.search(r"Median:\s+([\d.]+) (us|ms)", said).groups()
     return float(value) / (1000 if unit == "us" else 1)
 
 
-def _onnxruntime_loop(file: Path, seconds: float) -> float:
-    return float(_python("-c", _ONNXRUNTIME, str(file), str(seconds), ""))
+def _require_settings(tool: str, read_back: Mapping[str, str]) -> None:
+    """End if a tool ran with other settings than the other one."""
+    for key, value in _COMPILED.items():
+        if read_back.get(key) != value:
+            sys.exit(f"{tool} compiled the model with {key} {read_back.get(key)}, not {value}: no comparison")
 
 
-def _onnxruntime_profiler(file: Path, seconds: float) -> float:
+def _onnxruntime_loop(file: Path, seconds: float, inputs: Path) -> float:
+    return float(_python("-c", _ONNXRUNTIME, str(file), str(seconds), str(inputs), ""))
+
+
+def _onnxruntime_profiler(file: Path, seconds: float, inputs: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        return float(_python("-c", _ONNXRUNTIME, str(file), str(seconds), str(Path(folder) / "profile")))
+        profile = str(Path(folder) / "profile")
+        return float(_python("-c", _ONNXRUNTIME, str(file), str(seconds), str(inputs), profile))
 
 
-def _interpreter_loop(file: Path, seconds: float) -> float:
-    return float(_python("-c", _INTERPRETER, str(file), str(seconds)).splitlines()[-1])
+def _interpreter_loop(file: Path, seconds: float, inputs: Path) -> float:
+    return float(_python("-c", _INTERPRETER, str(file), str(seconds), str(inputs)).splitlines()[-1])
 
 
-def _litert_benchmark(file: Path, seconds: float) -> float:
-    runs = max(50, int(seconds * 1000 / _interpreter_loop(file, 0.1)))
+def _litert_benchmark(file: Path, seconds: float, inputs: Path) -> float:
+    runs = max(50, int(seconds * 1000 / _interpreter_loop(file, 0.1, inputs)))
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         settings = ["--num_threads", "1", "--warmup_runs", str(runs // 10), "--num_runs", str(runs)]

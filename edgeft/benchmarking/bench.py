@@ -158,10 +158,7 @@ def benchmark_all(
             throughputs = measure.throughputs(variants, streams=streams, **settings, progress=progress)
         threads = streams * max(one.profile.runtime.threads for one in subjects)
         disturbed = measure.host_warnings(before, measure.host_state(host), threads=threads)
-        accuracies = [
-            scoring.score(one.package, data, progress=progress) if one.package and data else None
-            for one in subjects
-        ]
+        accuracies = [_accuracy_of(one, data, progress) if data else None for one in subjects]
         fingerprint = measure.host_fingerprint(host)
     results = tuple(
         Measured(subject=one, latency=latency, throughput=throughput, accuracy=accuracy)
@@ -171,6 +168,13 @@ def benchmark_all(
     )
     warnings = (*disturbed, *result_warnings(results, fingerprint["flags"]))
     return Bench(results=results, rule=rule, host=fingerprint, warnings=warnings)
+
+
+def _accuracy_of(one: Subject, data: Path, progress: Progress) -> AccuracyResult | None:
+    """Score a package where and how it was timed, which need not be what its manifest says."""
+    if one.package is None:
+        return None
+    return scoring.score(dataclasses.replace(one.package, profile=one.profile), data, progress=progress)
 
 
 def _variants(subjects: Sequence[Subject]) -> list[Variant]:

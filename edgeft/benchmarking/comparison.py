@@ -1,8 +1,9 @@
 """Compare the latency of two files: interleaved fresh processes, and the record ``edgeft-compare`` version 1.
 
 The record: ``schema version created base head limit outcome p50 p95 noise pairs looks confidence stopped seconds
-time_limit_seconds host warnings``. ``base`` and ``head`` have ``name target sha256 size_bytes evidence threads inputs
-runtime p50_ms p95_ms samples_ms``: one list of samples per process in the order of time, and medians over processes.
+time_limit_seconds host warnings``. ``base`` and ``head`` have ``name target sha256 size_bytes evidence threads options
+inputs runtime p50_ms p95_ms samples_ms``: one list of samples per process in the order of time, and medians over
+processes.
 ``p50 p95`` and ``noise.p50`` are ratios with their interval (``ratio low high``): head over base, and for ``noise``
 the later over the earlier process of base.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,8 +97,10 @@ def compare(
     time_limit_seconds: float = TIME_LIMIT_SECONDS,
     threads: int | None = None,
     device: str | None = None,
+    options: Mapping[str, str] | None = None,
     host: str = "",
     inputs: Literal["random"] | Path | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Comparison:
@@ -113,8 +116,10 @@ def compare(
         time_limit_seconds: When to give up; at least `FEWEST_PAIRS` process pairs are taken in any case.
         threads: Per inference, instead of the packages'.
         device: The runtime's name of one, instead of the packages'.
+        options: Runtime options over the packages'.
         host: Where to measure; on this machine if empty.
         inputs: A folder of samples, or ``random``; by default golden vectors.
+        shapes: Input name -> whole shape, for free dimensions of files without a package.
         seed: Of the order of processes.
         progress: Told how many pairs are done, and of the seconds that have passed and are allowed.
 
@@ -128,9 +133,15 @@ def compare(
             f"limit {limit:g} and time limit {time_limit_seconds:g} s; both must be finite and above 0",
             "a limit of 1.05 accepts a head that is 5 % slower",
         )
-    subjects = [
-        subject(value, threads=threads, device=device, host=host, inputs=inputs) for value in (base, head)
-    ]
+    settings: dict[str, Any] = {
+        "threads": threads,
+        "device": device,
+        "options": options,
+        "host": host,
+        "inputs": inputs,
+        "shapes": shapes,
+    }
+    subjects = [subject(value, **settings) for value in (base, head)]
     require_comparable(*subjects)
     subjects[1], warnings = _feed_alike(*subjects)
     runtime = subjects[0].profile.runtime
@@ -198,12 +209,18 @@ def differences(base: Side, head: Side) -> list[str]:
         "runtime": [f"{side.runtime.runtime} {side.runtime.version}" for side in (base, head)],
         "device": [side.runtime.device for side in (base, head)],
         "threads": [str(side.subject.profile.runtime.threads) for side in (base, head)],
+        "options": [_options(side.subject) for side in (base, head)],
     }
     return [
-        f"{what} differs: base {one}, head {other}; the ratio is of that as well as of the files"
+        f"{what}: base {one}, head {other}; the ratio is of this difference as well as of the files"
         for what, (one, other) in settings.items()
         if one != other
     ]
+
+
+def _options(subject: Subject) -> str:
+    options = subject.profile.runtime.options
+    return ", ".join(f"{key}={options[key]}" for key in sorted(options)) or "none"
 
 
 def doubts(decision: Decision, limit: float) -> list[str]:
@@ -242,6 +259,7 @@ def _side_record(side: Side) -> dict[str, Any]:
         "size_bytes": artifact.size_bytes,
         "evidence": subject.profile.evidence,
         "threads": subject.profile.runtime.threads,
+        "options": dict(subject.profile.runtime.options),
         "inputs": subject.inputs_origin,
         "runtime": dataclasses.asdict(side.runtime),
         "p50_ms": side.p50_ms,

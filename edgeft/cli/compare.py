@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from edgeft.cli import console
+from edgeft.cli.bench import options_of, shapes_of
 from edgeft.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -46,10 +47,16 @@ def compare(
     random: Annotated[
         bool, typer.Option("--random", help="Feed random numbers instead of samples; the result says so.")
     ] = False,
+    shape: Annotated[
+        list[str] | None, _option("--shape", "NAME=1,3,224,224", "Size of an input with free dimensions.")
+    ] = None,
     threads: Annotated[
         int | None, _option("--threads", "N", "Threads per inference; the packages', else 1.", min=1)
     ] = None,
     device: Annotated[str | None, _option("--device", "NAME", "The runtime's own name of a device.")] = None,
+    option: Annotated[
+        list[str] | None, _option("--option", "KEY=VALUE", "A setting of both's runtime; may be repeated.")
+    ] = None,
     host: Annotated[str, _option("--host", "ADDRESS", "Measure there: user@board, or adb:SERIAL.")] = "",
     output: Annotated[
         Path | None, _option("--output", "FILE", "Write the record, which `edgeft gate --compare` reads.")
@@ -79,8 +86,10 @@ def compare(
             time_limit_seconds=time_limit,
             threads=threads,
             device=device,
+            options=options_of(option),
             host=host,
             inputs=fed,
+            shapes=shapes_of(shape),
             progress=log.stage_progress,
         )
     record = json.dumps(found.record(), allow_nan=False)
@@ -105,6 +114,7 @@ def _print(found: Comparison, output: Path | None) -> None:
     ]
     for side, timed in (("base", found.base), ("head", found.head)):
         screen.print(f"{side}: {timed.subject.name}, fed with {timed.subject.inputs_origin}", soft_wrap=True)
+    screen.print("measured on", console.machine(found.host), soft_wrap=True)
     console.print_table(rows, screen)
     check = {"outcome": found.outcome, "target": "", "name": "latency", "detail": found.stopped}
     console.print_verdict(

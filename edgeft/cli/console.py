@@ -141,6 +141,17 @@ def print_findings(findings: Sequence[tuple[str, str, str, str]]) -> None:
             console.print(f"  -> {hint}", soft_wrap=True)
 
 
+def print_mark(outcome: str, text: str, console: Console) -> None:
+    """Print one line behind the mark of its outcome (``ok``, ``fail``, ``warning``)."""
+    console.print(_mark(console, outcome), text, soft_wrap=True)
+
+
+def machine(host: Mapping[str, Any]) -> str:
+    """Return where something was measured, from a fingerprint."""
+    where = f"{host['cpu'] or host['machine']}, {host['cores']} cores"
+    return f"{host['host']} ({where})" if host.get("host") else where
+
+
 def shown(path: Path) -> str:
     """Return `path` as a user in the working directory would type it."""
     relative = os.path.relpath(path)

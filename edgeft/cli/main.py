@@ -38,9 +38,12 @@ from edgeft.errors import EdgeftError, ExitCode
 
 _EPILOG: Final = (
     "Exit codes: 0 done or passed, 1 a check failed, 2 usage, configuration or input, 3 internal error, "
-    "4 inconclusive, 5 hardware or optional package missing, 130 interrupted (everything finished is kept)."
+    "4 inconclusive, 5 hardware or optional package missing, 130 interrupted (a run keeps everything finished)."
 )
-_INTERRUPTED: Final = "interrupted; everything finished is kept: run the same command again to continue"
+# What is true of an interrupted verb. Those that are not here have nothing to keep, or write it all at their end.
+_KEPT: Final = dict.fromkeys(
+    ("run", *stages.VERBS), "; everything finished is kept: run the same command again to continue"
+) | dict.fromkeys(("bench", "compare"), "; nothing is kept: a record is written when all of it is measured")
 # What an operating system says when the user's disk or rights, not this program, are at fault.
 _ENVIRONMENT_ERRORS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Deprecations inside libraries are for their maintainers; a user of this command can do nothing about them.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
-    as_json = "--json" in arguments
+    as_json, unread = "--json" in arguments, False
     try:
         result = app(arguments, prog_name="edgeft", standalone_mode=False)
         code = result if isinstance(result, int) else ExitCode.OK
@@ -109,13 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # typer makes a SystemExit of a broken pipe, Lightning of an interrupt: both end the work half-way.
         if isinstance(error, SystemExit) and not (interrupt.received or _is_broken_pipe(error)):
             raise
-        code = ExitCode.INTERRUPTED
+        code, unread = ExitCode.INTERRUPTED, _is_broken_pipe(error)
     except Exception as error:  # noqa: BLE001 - the one place: whatever was not foreseen is an internal error
         # An interrupt inside an extension module's import comes out as ImportError("initialization failed").
         code = ExitCode.INTERRUPTED if interrupt.received else _report(error, as_json=as_json)
     try:
-        if code == ExitCode.INTERRUPTED:
-            _print_error("Interrupted", _INTERRUPTED, "", code, as_json=as_json)
+        if code == ExitCode.INTERRUPTED and not unread:
+            verb = next((word for word in arguments if not word.startswith("-")), "")
+            _print_error("Interrupted", f"interrupted{_KEPT.get(verb, '')}", "", code, as_json=as_json)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; Python would complain once more when it closes stdout.
@@ -139,7 +143,7 @@ class _Interrupt:
         raise KeyboardInterrupt
 
 
-def _is_broken_pipe(error: SystemExit) -> bool:
+def _is_broken_pipe(error: BaseException) -> bool:
     return isinstance(error.__context__, BrokenPipeError)
 
 

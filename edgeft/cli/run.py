@@ -135,8 +135,11 @@ def _execute(recipe: Recipe, base: Path, how: How) -> int:
         _print_report(summary.report, summary.workspace)
     elif not summary.joined:
         output.print(f"workspace: {console.shown(summary.workspace)}", soft_wrap=True)
-    # The verdict against the run's own float model is information; only a gate with a baseline decides.
-    return ExitCode.OK
+    # The verdict against the run's own float model is information; only a gate with a baseline decides. What does not
+    # fit its device is of no use to anybody.
+    report = summary.report or {"targets": []}
+    missed = any(not budget["met"] for target in report["targets"] for budget in target["budgets"])
+    return ExitCode.CHECK_FAILED if missed else ExitCode.OK
 
 
 def _print_report(report: dict[str, Any], folder: Path) -> None:

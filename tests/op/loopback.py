@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
@@ -99,25 +100,18 @@ class LoopbackBoard:
         child = await asyncio.create_subprocess_shell(
             process.command or "", stdin=pipe, stdout=pipe, stderr=pipe, env=self.environment
         )
-        await process.redirect(stdout=child.stdout, stderr=child.stderr)
         feeding = asyncio.create_task(self._feed(process, child))
-        code = await child.wait()
+        # Not by asyncssh's `redirect`: at the end of either it closes the channel for both, and what the other still
+        # has to say breaks off the connection. sshd does not.
+        await asyncio.gather(_pass_on(child.stdout, process.stdout), _pass_on(child.stderr, process.stderr))
+        process.exit(await child.wait())
         feeding.cancel()
-        await process.stdout.drain()
-        process.exit(code)
         await process.wait_closed()
 
     @staticmethod
     async def _feed(process: asyncssh.SSHServerProcess[bytes], child: asyncio.subprocess.Process) -> None:
-        """Pass input on; a command that has ended without reading it is no error of the connection, as in sshd."""
-        try:
-            while chunk := await process.stdin.read(1 << 16):
-                child.stdin.write(chunk)
-                await child.stdin.drain()
-        except (OSError, asyncssh.Error):
-            pass
-        finally:
-            child.stdin.close()
+        await _pass_on(process.stdin, child.stdin)
+        child.stdin.close()
 
     @contextmanager
     def running(self, keys: Path) -> Iterator[None]:
@@ -141,6 +135,14 @@ class LoopbackBoard:
             self._loop.call_soon_threadsafe(self._server.close)
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join(10)
+
+
+async def _pass_on(source: Any, sink: Any) -> None:
+    """Copy to the end; a sink that has ended before is no error, as in sshd."""
+    with suppress(OSError, asyncssh.Error):
+        while chunk := await source.read(1 << 16):
+            sink.write(chunk)
+            await sink.drain()
 
 
 def far_ends(folder: Path) -> list[int]:

@@ -106,6 +106,8 @@ def _result(name: str, scored: Any, file: str, size: int, p50: float) -> TargetR
             mean_lsb=0.1,
             within_2_lsb=1.0,
         ),
+        evidence="measured",
+        runtime=timed.runtime,
         latency=timed,
         baseline_latency=timed,
         other_float=(),

@@ -118,6 +118,9 @@ def test_the_command(package: Path, tmp_path: Path, edgeft):
     record = json.loads(ran.stdout)
     assert record["results"][0]["throughput"]["streams"] == 2
     assert page.read_text().startswith("<!doctype html>")
+    ran = edgeft("bench", str(package), *quick, "--html", str(package / "manifest.json" / "bench.html"))
+    assert ran.returncode == 2 and "cannot be written" in ran.stderr
+    assert "p50 ms" in ran.stdout and "measured on " in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,19 @@ def test_accuracy_comes_from_labelled_samples(package: Path, tmp_path: Path):
     assert accuracy["samples"] == len(accuracy["ids"]) == 3 and sorted(accuracy["labels"]) == [0, 1, 2]
     right = np.mean(np.array(accuracy["predictions"]) == accuracy["labels"])
     assert accuracy["value"] == pytest.approx(right)
+
+
+def test_accuracy_is_taken_where_and_how_the_latency_is(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scored = []
+    monkeypatch.setattr(
+        bench.scoring, "score", lambda found, data, *, progress: scored.append(found.profile.runtime)
+    )
+    subject = benchmarking.subject(package, threads=2, options={"session.intra_op.allow_spinning": "0"})
+    one = benchmarking.StopRule(processes=1, min_runs=1, min_seconds=0.0)
+    benchmarking.benchmark_all([subject], one, data=tmp_path)
+    assert scored == [subject.profile.runtime] and scored[0].threads == 2
 
 
 def test_accuracy_needs_a_package(done: benchmarking.Bench, tmp_path: Path):

@@ -41,7 +41,8 @@ def test_targets_lists_the_shipped_ones(edgeft):
         assert name in result.stdout
     records = json.loads(edgeft("targets", "--json").stdout)
     assert [r["target"] for r in records] == list(resources.names("targets"))
-    assert {r["evidence"] for r in records} == {"measured"}
+    assert {r["evidence"] for r in records} == {"measured", "executed", "estimated", "simulated", "hardware"}
+    assert all(r["runs"] or r["obstacles"] for r in records)
 
 
 def test_a_target_s_profile_is_a_target_file(edgeft, tmp_path):
@@ -124,3 +125,16 @@ def test_a_closed_pipe_is_quiet():
     shell = f"{sys.executable} -m edgeft targets --json | head -c 1"
     result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert result.stdout == "[" and result.stderr == ""
+
+
+def test_a_pipe_that_is_closed_before_the_end_is_no_interrupt(tmp_path):
+    """More than a pipe holds, so that writing fails, not only the last flush."""
+    script = tmp_path / "long.py"
+    script.write_text(
+        "import sys; from edgeft.cli import main\n"
+        "main.app.command('long')(lambda: print('x' * 10**6))\n"
+        "sys.exit(main.main(['long']))\n"
+    )
+    shell = f"{sys.executable} {script} | head -c 1"
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert result.stdout == "x" and result.stderr == ""

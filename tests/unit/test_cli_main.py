@@ -159,6 +159,21 @@ def test_signals_end_with_130(number, ending, tmp_path):
     assert error.startswith("interrupted; everything finished is kept") and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        (["prune", "r.toml"], "interrupted; everything finished is kept: run the same command again"),
+        (["bench", "x.onnx"], "interrupted; nothing is kept: a record is written when all of it"),
+        (["--debug", "compare", "x.onnx", "y.onnx"], "interrupted; nothing is kept: a record is"),
+        (["doctor"], "interrupted\n"),
+    ],
+)
+def test_an_interrupt_says_what_is_true_of_the_verb(pipeline, monkeypatch, capsys, verb, told):
+    monkeypatch.setattr("edgeft.cli.main.app", raising(KeyboardInterrupt()))
+    assert main(verb) == 130
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_check_shows_findings_and_fails_on_an_error(pipeline, tmp_path, capsys):
     text = 'targets = ["cpu-litert"]\ntask = { data = "d" }\nmodel = { source = "builtin:x" }\n'
     (tmp_path / "r.toml").write_text(text)

@@ -97,6 +97,7 @@ def test_the_exit_code_is_the_outcome(monkeypatch, capsys, tmp_path, slower, out
     monkeypatch.setattr(benchmarking, "compare", measured)
     record = tmp_path / "compare.json"
     arguments = ["--limit", "1.2", "--time-limit", "30", "--threads", "2", "--host", "me@board"]
+    arguments += ["--option", "HINT=f32", "--option", "a=b=c", "--shape", "x=1,3"]
     assert main.main(["compare", "a.onnx", "b.onnx", *arguments, "--output", str(record)]) == code
     shown = capsys.readouterr().out
     assert outcome.upper() in shown and "mind the gap" in shown and "base / itself (noise)" in shown
@@ -106,6 +107,8 @@ def test_the_exit_code_is_the_outcome(monkeypatch, capsys, tmp_path, slower, out
         "a.onnx", "b.onnx", 1.2, 30.0
     )  # fmt: skip
     assert (asked["threads"], asked["host"], asked["device"], asked["inputs"]) == (2, "me@board", None, None)
+    assert (asked["options"], asked["shapes"]) == ({"HINT": "f32", "a": "b=c"}, {"x": (1, 3)})
+    assert "measured on " in shown
     assert main.main(["compare", "a.onnx", "b.onnx", "--json", "--random"]) == code
     assert json.loads(capsys.readouterr().out)["p50"]["ratio"] == found.decision.p50.value
     assert asked["inputs"] == "random"
@@ -138,7 +141,13 @@ def test_what_makes_a_comparison_doubtful_is_said(slower):
     assert comparison.doubts(quiet, 1.05) == []
     other = replace(slower.head.runtime, runtime="openvino", device="GPU")
     said = " ".join(comparison.differences(slower.base, replace(slower.head, runtime=other)))
-    assert "runtime differs: base onnxruntime" in said and "device differs" in said and "threads" not in said
+    assert "runtime: base onnxruntime" in said and "device: base" in said and "threads" not in said
+    runtime = slower.head.subject.profile.runtime.model_copy(update={"options": {"b": "2", "a": "1"}})
+    subject = replace(
+        slower.head.subject, profile=slower.head.subject.profile.model_copy(update={"runtime": runtime})
+    )
+    (said,) = comparison.differences(slower.base, replace(slower.head, subject=subject))
+    assert said.startswith("options: base none, head a=1, b=2; the ratio is of this")
 
 
 @pytest.mark.parametrize(

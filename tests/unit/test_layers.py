@@ -18,7 +18,7 @@ LAYERS = (
     ("preprocessing",),
     ("types",),
     ("recipe", "target", "calibration"),
-    ("data", "models", "training", "pruning", "quantization", "exporters", "runtimes"),
+    ("data", "models", "training", "pruning", "quantization", "exporters", "compilers", "runtimes"),
     ("measure",),
     ("package", "reporting", "gating", "inspection", "diagnosis"),
     ("benchmarking",),
@@ -34,6 +34,7 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 STANDALONE = "device"
 WITHOUT_TORCH = (
     "data",
+    "compilers",
     "runtimes",
     "measure",
     "package",

@@ -131,8 +131,8 @@ class Adapter(BaseAdapter):
                 f"torch {torch.__version__}: no device {self.device!r} here, only {', '.join(devices())}"
             )
         torch.set_num_threads(self.threads)
-        if self.device != "cpu":
-            torch.cuda.set_device(self.device)  # streams, events and the recording are those of the current one
+        if self.device != "cpu":  # streams, events and the recording are those of the current one
+            torch.cuda.set_device(self.device)
         # Shapes are fixed: the fastest kernel of each is looked for once.
         torch.backends.cudnn.benchmark = True
         program = _load(self.path)

@@ -146,7 +146,11 @@ def test_every_shipped_calibration_recipe_loads(name):
 
 def test_what_is_shipped():
     assert resources.names("targets") == (
-        "cpu-litert", "cpu-onnxruntime", "cpu-onnxruntime-avx2", "cpu-openvino", "cpu-openvino-avx2",
+        "cpu-litert", "cpu-litert-arm", "cpu-onnxruntime", "cpu-onnxruntime-arm", "cpu-onnxruntime-avx2",
+        "cpu-openvino", "cpu-openvino-arm", "cpu-openvino-avx2", "gpu-cuda-onnxruntime", "gpu-cuda-torch",
+        "gpu-intel-openvino", "mcu-tflm", "npu-ethos-u55-128", "npu-ethos-u55-256", "npu-ethos-u65-256",
+        "npu-ethos-u65-512", "npu-ethos-u85-1024", "npu-ethos-u85-256", "npu-intel-openvino",
+        "npu-qualcomm-htp-v73", "npu-qualcomm-htp-v75",
     )  # fmt: skip
     assert resources.names("calibration") == (
         "equalized", "minmax", "moving-average", "mse", "percentile", "random", "smooth-quant",

@@ -331,3 +331,13 @@ def test_an_option_that_the_runtime_does_not_take_is_a_usage_error(files):
     with pytest.raises(MeasurementError, match="nonsense") as caught:
         benchmarking.benchmark_all([subject], QUICK)
     assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_what_openvino_says_over_many_lines_is_one(files):
+    shapes = {"x": (1, 4), "ids": (1, 4)}
+    subject = benchmarking.subject(
+        files["openvino"], inputs="random", shapes=shapes, options={"NUM_STREAMS": "many"}
+    )
+    with pytest.raises(MeasurementError, match="from str: many") as caught:
+        benchmarking.benchmark_all([subject], QUICK)
+    assert "\n" not in caught.value.message

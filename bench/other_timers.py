@@ -11,9 +11,10 @@ draws its own). The tools are
 
 - ``benchmark_app`` of OpenVINO, synchronous, which reads each request's own clock, as edgeft's adapter does. Both get
   the same settings (`OPENVINO`), which are checked in what each says of the compiled model. By default they differ:
-  benchmark_app turns an input that looks like an image into uint8, which adds a conversion (4 % of 0.4 ms).
+  benchmark_app turns an input that looks like an image into uint8, which adds a conversion (1 % of 0.4 ms).
   Pinning is off for both: OpenVINO otherwise ties its thread to one core during every inference, which then waits for
-  whatever else runs there. With other jobs on the machine the median of a request was 11 ms with it, 0.7 ms without;
+  whatever else runs there: a median of 11 ms with it and 0.7 ms without beside other jobs, of 0.38 ms either way on a
+  quiet machine;
 - ONNX Runtime's profiler (``model_run`` of its JSON; it writes down every node of the run, too, which takes longer than
   a small network itself), and `InferenceSession.run_with_iobinding` in a loop, because its own
   ``onnxruntime_perf_test`` is in no wheel;

@@ -36,10 +36,10 @@ def commands() -> list[list[str]]:
 
 def test_recipes_are_valid():
     found = [tomllib.loads(text) for text in blocks("toml")]
-    whole = [recipe for recipe in found if "targets" in recipe]
+    whole = [recipe for recipe in found if "task" in recipe]
     assert [schema.validate(recipe, Recipe, "README").name for recipe in whole] == ["flowers", "questions"]
     cpu = target.load("cpu-litert").model_dump(mode="json", by_alias=True)
-    for part in (part for part in found if "targets" not in part):
+    for part in (part for part in found if "task" not in part):
         if "runtime" in part:
             schema.validate(cpu | {"runtime": cpu["runtime"] | part["runtime"]}, TargetProfile, "README")
         else:

@@ -136,7 +136,7 @@ def add_one_repeatedly(path: Path, times: int) -> None:
 
 
 def test_two_processes_that_fight_for_the_lock_take_turns(tmp_path):
-    fighters = [fork(partial(add_one_repeatedly, tmp_path, 25)) for _ in range(2)]
+    fighters = [fork(partial(add_one_repeatedly, tmp_path, 100)) for _ in range(2)]
     assert [exit_status(fighter) for fighter in fighters] == [0, 0]
-    assert (tmp_path / "run" / "counter").read_text() == "50"
+    assert (tmp_path / "run" / "counter").read_text() == "200"
     assert sum(int(p.read_text()) for p in tmp_path.glob("refused-*")) > 0  # they did meet

@@ -83,7 +83,13 @@ def target_result(
         labels=np.array([0, 1, 2, 1]),
         ids=("a", "b", "c", "d"),
     )
-    runtime = RuntimeReport(runtime=name, version="1.0", device="CPU", mac_precision={"int8": 1})
+    runtime = RuntimeReport(
+        runtime=name,
+        version="1.0",
+        device="CPU",
+        mac_precision={"int8": 1},
+        details={"arena_bytes": 4096},  # told by TensorFlow Lite Micro alone
+    )
     latency = LatencyResult(
         label="int8",
         evidence="measured",

@@ -31,6 +31,7 @@ _GROUPS: dict[str, list[str]] = {
     "none": [],
     "act": ["conv-activation"],
     "act-mul": ["conv-activation", "activation-mul"],
+    "add": ["conv-add"],
 }
 _COLUMNS = (
     *("target", "fused", "method", "float [%]", "file [%]", "drop in points [95 %]", "of fastest float"),

@@ -111,5 +111,8 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
         word: What the user wrote.
         allowed: What could have been meant.
     """
-    matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    words = list(allowed)
+    # Of names in a row (npu-ethos-u55-128, -256, ...) one that begins like this is meant, however much is missing.
+    longer = [each for each in words if word and each.startswith(word)]
+    matches = longer or difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -8,18 +8,18 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from edgeft.errors import ConfigError
 from edgeft.gating import documents
+from edgeft.gating import report_parts as parts
 from edgeft.gating.baseline import Coverage, Estimate, Latency, Parity, Release, TargetRelease
 from edgeft.gating.samples import SampleSet, encode
 from edgeft.preprocessing import ArrayPreprocessing, Preprocessing
 from edgeft.recipe import Gate
-from edgeft.types import AccuracyResult, BudgetName, BudgetResult, ExportedArtifact, IntArray
+from edgeft.types import AccuracyResult, BudgetResult, ExportedArtifact, IntArray
 
 REPORT_SCHEMA: Final = "edgeft-report"
 REPORT_VERSION: Final = 1
@@ -38,125 +38,6 @@ class Candidate:
     """What the run itself said of it."""
     budgets: Mapping[str, tuple[BudgetResult, ...]] = dataclasses.field(default_factory=dict)
     """By target: those that its profile sets."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-
-
-class _File(_Part):
-    name: str
-    sha256: str
-
-
-class _Coverage(_Part):
-    ratio: float
-
-
-class _Artifact(_Part):
-    files: list[_File]
-    scheme: str
-    size_bytes: int
-    coverage: _Coverage
-
-
-class _Accuracy(_Part):
-    predictions: list[int]
-
-
-class _Parity(_Part):
-    samples: Annotated[int, Field(ge=1)]
-    flips: int
-    confident_flips: int
-
-
-class _Runtime(_Part):
-    runtime: str
-    version: str
-
-
-class _Latency(_Part):
-    p50_ms: float
-    p90_ms: float
-    threads: int
-    evidence: str
-    runtime: _Runtime
-
-
-class _Estimate(_Part):
-    cycles: int
-    ms: float
-    source: str
-
-
-class _Memory(_Part):
-    ram_bytes: int
-    flash_bytes: int
-
-
-class _Budget(_Part):
-    name: BudgetName
-    value: float
-    limit: float
-    unit: Literal["bytes", "ms", "ops"]
-    met: bool
-    culprit: str
-
-
-class _Target(_Part):
-    target: str
-    artifact: _Artifact
-    baseline: _Artifact
-    accuracy: _Accuracy
-    parity: _Parity
-    executed: _Runtime | None = None
-    latency: _Latency | None
-    estimate: _Estimate | None = None
-    memory: _Memory | None = None
-    budgets: list[_Budget] = []
-
-
-class _Check(_Part):
-    name: str
-    target: str
-    values: dict[str, Any] = {}
-
-
-class _Verdict(_Part):
-    outcome: str
-    checks: list[_Check]
-
-
-class _Samples(_Part):
-    ids: list[str]
-    labels: list[int]
-
-
-class _Data(_Part):
-    classes: list[str]
-    fingerprint: str
-    preprocessing: dict[str, Any] | None = None
-
-
-class _Stage(_Part):
-    name: str
-
-
-class _Report(_Part):
-    """As much of a report as the gate reads."""
-
-    name: str
-    created: str
-    recipe: dict[str, Any]
-    recipe_hash: str
-    data: _Data
-    about_model: dict[str, Any] = Field(alias="model")
-    samples: _Samples
-    stages: list[_Stage]
-    targets: list[_Target]
-    verdict: _Verdict
-    host: dict[str, Any]
-    versions: dict[str, str]
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -185,7 +66,7 @@ def from_report(document: Mapping[str, Any], *, where: str = "report", commit: s
     Raises:
         ConfigError: It is incomplete or damaged, or has no targets or no samples.
     """
-    report = documents.validated(_Report, dict(document), where, _HINT)
+    report = documents.validated(parts.Report, dict(document), where, _HINT)
     labels = _indices(report.samples.labels, len(report.data.classes), f"{where}: samples.labels")
     _require_scored(where, len(report.samples.ids), len(labels), len(report.targets))
     samples, order = SampleSet.of(report.samples.ids, labels, report.data.classes, report.data.preprocessing)
@@ -285,7 +166,7 @@ def from_package(
             )
         },
     )
-    budgets = [_Budget.model_validate(each) for each in metrics.get("budgets") or ()]
+    budgets = [parts.Budget.model_validate(each) for each in metrics.get("budgets") or ()]
     return Candidate(
         samples=samples, release=release, gate=gate or Gate(), budgets={target: _budgets(budgets)}
     )
@@ -304,7 +185,9 @@ def commit_of(folder: Path) -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-def _target(target: _Target, labels: IntArray, order: Any, report: _Report, where: str) -> TargetRelease:
+def _target(
+    target: parts.Target, labels: IntArray, order: Any, report: parts.Report, where: str
+) -> TargetRelease:
     place = f"{where}: target {target.target}"
     classes = len(report.data.classes)
     predictions = _indices(target.accuracy.predictions, classes, f"{place}: predictions")
@@ -345,7 +228,7 @@ def _target(target: _Target, labels: IntArray, order: Any, report: _Report, wher
     )
 
 
-def _budgets(found: Sequence[_Budget]) -> tuple[BudgetResult, ...]:
+def _budgets(found: Sequence[parts.Budget]) -> tuple[BudgetResult, ...]:
     return tuple(
         BudgetResult(
             name=each.name,
@@ -359,7 +242,7 @@ def _budgets(found: Sequence[_Budget]) -> tuple[BudgetResult, ...]:
     )
 
 
-def _coverage(target: _Target, checks: Sequence[_Check]) -> Coverage | None:
+def _coverage(target: parts.Target, checks: Sequence[parts.Check]) -> Coverage | None:
     """Return what the run's own verdict says, for it knows which layers are in float on purpose."""
     if target.artifact.scheme != "int8":
         return None

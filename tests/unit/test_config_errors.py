@@ -229,6 +229,11 @@ def test_versions_leave_out_what_is_absent():
     assert list(found) == ["numpy"] and found["numpy"][0].isdigit()
 
 
+def test_nearest_prefers_names_that_begin_like_the_word():
+    allowed = ["npu-ethos-u85-256", "npu-ethos-u55-128", "npu-ethos-u55-256"]
+    assert nearest("npu-ethos-u55", allowed) == " (did you mean 'npu-ethos-u55-128'?)"
+
+
 def test_nearest_says_nothing_rather_than_nonsense():
     assert nearest("epoch", ["epochs", "seed"]) == " (did you mean 'epochs'?)"
     assert nearest("zzz", ["epochs", "seed"]) == ""

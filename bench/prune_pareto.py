@@ -3,12 +3,12 @@
 Usage::
 
     python bench/prune_pareto.py bench/recipes/trashnet-prune.toml bench/recipes/trashnet-035.toml \
-        [--budgets 0.7 0.5 0.3] [--seeds 0 1 2] [--json FILE] [--svg FILE]
+        bench/recipes/trashnet-224.toml [--budgets 0.7 0.5 0.3] [--seeds 0 1 2] [--json FILE] [--svg FILE]
 
-The first recipe is run with each budget of latency, the second as it is, for every seed; runs of a seed share their
-fine-tuned network. In the end the files of all runs of a target are timed together, in turns: latencies of different
-runs were taken at different times and are not compared. Accuracies are those of the exported files on the test split;
-the plot shows each run and the means over the seeds.
+The first recipe is run with each budget of latency, the others (a narrower network, the wide one unpruned) as they
+are, for every seed; prunings of a seed share their fine-tuned network. In the end the files of all runs of a target are
+timed together, in turns: latencies of different runs were taken at different times and are not compared. Accuracies
+are those of the exported files on the test split; the plot shows each run and the means over the seeds.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def main() -> None:
         description="Plot accuracy over latency of pruned and of narrow networks."
     )
     parser.add_argument("wide", type=Path, help="recipe that prunes")
-    parser.add_argument("narrow", type=Path, help="recipe of the network that is compared")
+    parser.add_argument("others", type=Path, nargs="+", help="recipes of the networks that are compared")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--svg", type=Path, help="file for the plot")
     chosen = parser.parse_args()
-    wide, narrow, console = recipes.load(chosen.wide), recipes.load(chosen.narrow), Console()
+    wide, console = recipes.load(chosen.wide), Console()
     done: list[tuple[str, int, dict[str, Any], Path]] = []
     for seed in chosen.seeds:
         tuned = None
@@ -57,9 +57,11 @@ def main() -> None:
             report, workspace = pruning_runs.run(one, chosen.wide.parent, tuned)
             tuned = tuned or workspace
             done.append((f"{wide.name} {budget:g}", seed, report, workspace))
-        one = pruning_runs.variant(narrow, narrow.name, seed=seed, sections={})
-        console.print(f"[bold]{one.name}")
-        done.append((narrow.name, seed, *pruning_runs.run(one, chosen.narrow.parent)))
+        for path in chosen.others:
+            other = recipes.load(path)
+            one = pruning_runs.variant(other, other.name, seed=seed, sections={})
+            console.print(f"[bold]{one.name}")
+            done.append((other.name, seed, *pruning_runs.run(one, path.parent)))
     points = [point for name in wide.targets for point in _timed(name, wide, chosen.wide.parent, done)]
     _show(points, console)
     if chosen.json:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeft.types import Verdict
 
 Location = str | PathLike[str]
+_INCONCLUSIVE = ("fail", "skip", "pass")
 
 
 class EdgeftGate(Protocol):
@@ -83,10 +84,14 @@ def edgeft_gate(pytestconfig: pytest.Config) -> EdgeftGate:
         from edgeft import package as packages
         from edgeft.benchmarking.labelled import Columns
         from edgeft.benchmarking.package_gate import gate_package
-        from edgeft.errors import EdgeftError
+        from edgeft.errors import ConfigError, EdgeftError
 
         path, problem = pytestconfig.rootpath / baseline, ""
         try:
+            if inconclusive not in _INCONCLUSIVE:
+                raise ConfigError(
+                    f"inconclusive = {inconclusive!r}; allowed are {', '.join(map(repr, _INCONCLUSIVE))}"
+                )
             judgement = gate_package(
                 packages.read(pytestconfig.rootpath / package),
                 pytestconfig.rootpath / data,

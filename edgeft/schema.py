@@ -17,7 +17,7 @@ from edgeft.errors import ConfigError, nearest
 class Strict(BaseModel):
     """Base of every configuration section: unknown keys are errors, values are not coerced, frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 M = TypeVar("M", bound=Strict)

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from edgeft import __version__, measure, target
-from edgeft.benchmarking import scoring
+from edgeft.benchmarking import labelled, scoring
 from edgeft.benchmarking.subjects import Subject, subject
 from edgeft.errors import ConfigError
 from edgeft.measure import Variant
@@ -24,6 +24,7 @@ from edgeft.types import (
     InputArray,
     LatencyResult,
     Progress,
+    Samples,
     ThroughputResult,
     silent,
 )
@@ -127,7 +128,7 @@ def benchmark_all(
         subjects: What `subject` returned, all on one host.
         rule: How much is timed of each.
         streams: Inferences at a time for the throughput; none is taken with one.
-        data: Labelled samples for packages, as `scoring.score` takes them.
+        data: Labelled samples for packages, as `labelled.read` takes them.
         progress: Told how far it is.
 
     Raises:
@@ -147,6 +148,8 @@ def benchmark_all(
             f"{foreign[0]}: accuracy needs labels and preprocessing, which only packages have",
             "leave --data out for this file",
         )
+    # Read before anything is timed, for that takes minutes.
+    scored = [labelled.read(one.package, data) if one.package and data else None for one in subjects]
     (host,) = hosts
     variants, settings = _variants(subjects), dataclasses.asdict(rule)
     settings["rounds"] = settings.pop("processes")
@@ -158,7 +161,9 @@ def benchmark_all(
             throughputs = measure.throughputs(variants, streams=streams, **settings, progress=progress)
         threads = streams * max(one.profile.runtime.threads for one in subjects)
         disturbed = measure.host_warnings(before, measure.host_state(host), threads=threads)
-        accuracies = [_accuracy_of(one, data, progress) if data else None for one in subjects]
+        accuracies = [
+            _accuracy_of(one, samples, progress) for one, samples in zip(subjects, scored, strict=True)
+        ]
         fingerprint = measure.host_fingerprint(host)
     results = tuple(
         Measured(subject=one, latency=latency, throughput=throughput, accuracy=accuracy)
@@ -170,11 +175,12 @@ def benchmark_all(
     return Bench(results=results, rule=rule, host=fingerprint, warnings=warnings)
 
 
-def _accuracy_of(one: Subject, data: Path, progress: Progress) -> AccuracyResult | None:
+def _accuracy_of(one: Subject, samples: Samples | None, progress: Progress) -> AccuracyResult | None:
     """Score a package where and how it was timed, which need not be what its manifest says."""
-    if one.package is None:
+    if one.package is None or samples is None:
         return None
-    return scoring.score(dataclasses.replace(one.package, profile=one.profile), data, progress=progress)
+    package = dataclasses.replace(one.package, profile=one.profile)
+    return scoring.score_samples(package, samples, progress=progress)
 
 
 def _variants(subjects: Sequence[Subject]) -> list[Variant]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from edgeft import __version__, compilers, measure
 from edgeft import package as packages
-from edgeft.benchmarking import scoring, subjects
+from edgeft.benchmarking import labelled, scoring, subjects
 from edgeft.errors import ConfigError
 from edgeft.measure import memory as memories
 from edgeft.target import TargetProfile
@@ -88,7 +88,7 @@ def device_cost(
     Args:
         value: A package of such a target, or a .tflite file.
         profile: The target, for a file.
-        data: Labelled samples for packages, as `scoring.score` takes them.
+        data: Labelled samples for packages, as `labelled.read` takes them.
         progress: Told how far it is.
 
     Raises:
@@ -96,7 +96,7 @@ def device_cost(
         ModelError: The file is no model, or is damaged.
         ExportError: The compiler failed, or leaves more operators to the CPU than the target allows.
         MissingDependencyError: The compiler or the runtime is not installed.
-        EdgeftError: Whatever `edgeft.package.read` and `scoring.score` raise.
+        EdgeftError: Whatever `edgeft.package.read`, `labelled.read` and `scoring.score_samples` raise.
     """
     path, package = Path(value), None
     if subjects.is_package(path):
@@ -106,10 +106,14 @@ def device_cost(
         raise ConfigError(f"{path}: the cost of a file is that on a target", "name one with --target")
     else:
         artifact = subjects.foreign_artifact(path, profile)
-    progress(f"{profile.id}: {path.name}")
-    estimate, memory = _cost(artifact, profile)
     if data is not None and package is None:
         raise ConfigError(f"{path}: accuracy needs labels and preprocessing, which only packages have")
+    samples = labelled.read(package, data) if package and data else None  # before work that takes longer
+    progress(f"{profile.id}: {path.name}")
+    estimate, memory = _cost(artifact, profile)
+    scored = None
+    if package is not None and samples is not None:
+        scored = scoring.score_samples(package, samples, progress=progress)
     return DeviceCost(
         name=str(value),
         artifact=artifact,
@@ -117,7 +121,7 @@ def device_cost(
         memory=memory,
         estimate=estimate,
         budgets=measure.check_budgets(profile, artifact, memory=memory, estimate=estimate),
-        accuracy=scoring.score(package, data, progress=progress) if package and data else None,
+        accuracy=scored,
     )
 
 

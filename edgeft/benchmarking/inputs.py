@@ -37,7 +37,7 @@ def encoded_samples(source: Path, preprocessing: Preprocessing | ArrayPreprocess
         Inputs (N, *input_shape), at most `MAX_SAMPLES`, and what they are, for people.
 
     Raises:
-        DataError: There is nothing of the kind that the package takes, or a file is damaged.
+        DataError: There is nothing of the kind that the package takes, or a file is damaged or holds no sample.
     """
     if isinstance(preprocessing, ArrayPreprocessing):
         ready = _ready_inputs(source, preprocessing, frozenset())[:MAX_SAMPLES]
@@ -83,7 +83,7 @@ def _ready_inputs(
             f"{source}: no samples in it; the package takes {', '.join([*sorted(suffixes), '.npy of ready inputs'])}",
             "give a folder of such files, or leave --inputs out: the golden vectors are real samples too",
         )
-    whole = _joined([_load(file) for file in files], source)
+    whole = _joined([_filled(_load(file), file) for file in files], source)
     shape, dtype = preprocessing.input_shape, np.dtype(preprocessing.input_dtype)
     if whole.shape[1:] != shape or whole.dtype.kind != dtype.kind:
         raise DataError(
@@ -104,7 +104,7 @@ def stored_arrays(source: Path, names: Sequence[str]) -> tuple[list[Array], str]
         One array per name, and what they are, for people.
 
     Raises:
-        DataError: There is no such file, or one of the inputs is missing in it.
+        DataError: There is no such file, one of the inputs is missing in it, or an array holds no sample.
     """
     files = _files(source, _ARRAY_SUFFIXES)
     if not files:
@@ -117,7 +117,7 @@ def stored_arrays(source: Path, names: Sequence[str]) -> tuple[list[Array], str]
     parts: dict[str, list[Array]] = {name: [] for name in names}
     for file in archives or files:
         for name, array in _members(file, names).items():
-            parts[name].append(array)
+            parts[name].append(_filled(array, file))
     if missing := [name for name, arrays in parts.items() if not arrays]:
         raise DataError(
             f"{source}: nothing for input {missing[0]!r}; the model's inputs are {', '.join(names)}",
@@ -181,6 +181,15 @@ def _load(file: Path) -> Any:
         raise DataError(
             f"{file}: not an array file ({error})", "write it with numpy.save or numpy.savez"
         ) from error
+
+
+def _filled(array: Array, file: Path) -> Array:
+    if not array.size:
+        raise DataError(
+            f"{file}: an array of shape {array.shape} holds no sample",
+            "give at least one, along the first axis",
+        )
+    return array
 
 
 def _joined(arrays: Sequence[Array], source: Path) -> Array:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeft.benchmarking.subjects import Subject
+from edgeft.measure.latency import write_inputs
 from edgeft.measure.sequential import FEWEST_PAIRS, Process, Round
 from edgeft.measure.session import Session
 from edgeft.types import Progress, RuntimeReport, silent
@@ -103,13 +104,8 @@ class _Timed:
         self._samples_ms: list[tuple[float, ...]] = []
 
     def store(self, folder: Path, name: str) -> None:
-        inputs = self._subject.inputs
-        if len(inputs) == 1:
-            self._inputs = folder / f"{name}.npy"
-            np.save(self._inputs, inputs[0])
-        else:
-            self._inputs = folder / f"{name}.npz"
-            np.savez(self._inputs, *inputs)
+        on_board = bool(self._subject.profile.runtime.host)
+        self._inputs = write_inputs(self._subject.inputs, folder, name, for_board=on_board)
 
     def process(self) -> Process:
         with Session(self._subject.artifact, self._subject.profile) as session:

@@ -58,6 +58,8 @@ def read(package: Package, data: Path, *, columns: Columns | None = None) -> Sam
             f"{package.source}: its file was made elsewhere and takes ready arrays; nothing tells their labels",
             "accuracy needs a package that a run of edgeft has made",
         )
+    if not data.exists():
+        raise DataError(f"{data} does not exist", "give a folder of samples, or a .csv, .tsv or .jsonl file")
     names = columns or Columns()
     with plainly():
         if isinstance(preprocessing, ImagePreprocessing):

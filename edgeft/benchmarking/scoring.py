@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +11,8 @@ from edgeft import measure
 from edgeft.benchmarking import labelled
 from edgeft.benchmarking.labelled import Columns
 from edgeft.errors import MeasurementError
-from edgeft.measure.session import Session
 from edgeft.package import Package
-from edgeft.types import AccuracyResult, FloatArray, Progress, Samples, silent
-
-_CHUNK_BYTES = 32 << 20
-"""Inputs handed to a worker at a time: bounds memory and temporary files, whatever the size of the data."""
-_CHUNKS_PER_WORKER = 4
-"""At least so many, so that none waits long for the last one."""
+from edgeft.types import AccuracyResult, InputArray, Progress, Samples, silent
 
 
 def score(
@@ -63,7 +54,14 @@ def score_samples(
     package: Package, samples: Samples, *, workers: int | None = None, progress: Progress = silent
 ) -> AccuracyResult:
     """Score a package on samples that `edgeft.benchmarking.labelled` has read; otherwise as `score`."""
-    logits = _predict(package, samples, workers or _default_workers(package), progress)
+
+    def read(chunk: range) -> InputArray:
+        with labelled.plainly():
+            return samples.inputs(chunk)
+
+    logits, _ = measure.predict_on_all_cores(
+        package.artifact, package.profile, read, len(samples), workers=workers, progress=progress
+    )
     if logits.shape != (len(samples), len(package.labels)):
         raise MeasurementError(
             f"{package.source}: the model gives outputs of shape {logits.shape[1:]} per sample; "
@@ -77,55 +75,3 @@ def score_samples(
             "see whether the sample is what the model was made for; `edgeft verify` checks the package itself",
         )
     return measure.accuracy(logits, samples.labels, samples.ids)
-
-
-def _default_workers(package: Package) -> int:
-    runtime = package.profile.runtime
-    if runtime.device.lower() != "cpu":
-        return 1
-    cores: int = measure.host_fingerprint(runtime.host)["cores"] or 1
-    return max(1, cores // runtime.threads)
-
-
-def _predict(package: Package, samples: Samples, workers: int, progress: Progress) -> FloatArray:
-    """Return the outputs of all samples in their order; reading and decoding happens in this process' threads."""
-    total = len(samples)
-    size = _chunk_size(package, total, workers)
-    chunks = [range(start, min(start + size, total)) for start in range(0, total, size)]
-    mine = threading.local()
-    sessions: list[Session] = []
-
-    def predict(chunk: range) -> FloatArray:
-        with labelled.plainly():
-            inputs = samples.inputs(chunk)
-        if not hasattr(mine, "session"):
-            mine.session = Session(package.artifact, package.profile)
-            sessions.append(mine.session)
-            mine.session.__enter__()
-        outputs: FloatArray = mine.session.predict(inputs)
-        return outputs
-
-    def close() -> None:
-        for session in sessions:
-            session.close()
-
-    with ExitStack() as stack:
-        stack.callback(close)  # last, when no thread can open another
-        pool = stack.enter_context(ThreadPoolExecutor(min(workers, len(chunks))))
-        futures = [pool.submit(predict, chunk) for chunk in chunks]
-        try:
-            done = 0
-            for future in as_completed(futures):
-                done += len(future.result())
-                progress(f"{package.profile.id}: predicting", done=done, total=total)
-        except BaseException:
-            # Nothing goes on after a failure or an interrupt: a killed worker ends the wait of its thread.
-            pool.shutdown(wait=False, cancel_futures=True)
-            close()
-            raise
-    return np.concatenate([future.result() for future in futures])
-
-
-def _chunk_size(package: Package, total: int, workers: int) -> int:
-    sample_bytes = 4 * int(np.prod(package.preprocessing.input_shape))
-    return max(1, min(_CHUNK_BYTES // sample_bytes, -(-total // (workers * _CHUNKS_PER_WORKER))))

@@ -84,7 +84,7 @@ def bench(
     """
     from edgeft import benchmarking
     from edgeft import target as profiles
-    from edgeft.reporting import bench_page
+    from edgeft.reporting import bench_page, storage
 
     if inputs is not None and random:
         raise ConfigError("--inputs and --random exclude each other", "give one of them")
@@ -113,6 +113,8 @@ def bench(
             "files is: such figures do not go into one table",
             "bench the two kinds one after the other",
         )
+    if html is not None:
+        storage.require_writable(html)
     fed: Path | Literal["random"] | None = "random" if random else inputs
     settings: dict[str, Any] = {
         "threads": threads,
@@ -135,13 +137,14 @@ def bench(
             subjects, rule, streams=streams, data=data, progress=log.stage_progress
         )
     record = benchmarking.record(done)
-    if not as_json:  # before the page: where that cannot be written, the figures are not lost
+    # Before the page: whatever keeps that from being written by now does not lose the figures.
+    if as_json:
+        print(json.dumps(record, indent=1, allow_nan=False))
+    else:
         _print(record, bench_page.table(record))
     if html is not None:
         bench_page.write_html(record, html)
         output.print(f"page: {console.shown(html)}", soft_wrap=True)
-    if as_json:
-        print(json.dumps(record, indent=1, allow_nan=False))
     return ExitCode.OK
 
 

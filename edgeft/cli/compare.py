@@ -1,4 +1,4 @@
-"""`edgeft compare`: is head slower than base? Exit code 0 no, 1 yes, 4 if the time was not enough to tell."""
+"""`edgeft compare`: is head slower than base? Exit code 0 no, 1 yes or an error, 4 if time was too short."""
 
 from __future__ import annotations
 
@@ -71,12 +71,15 @@ def compare(
     several times. Measuring stops as soon as the interval lies on one side of --limit.
     """
     from edgeft import benchmarking
+    from edgeft.reporting import storage
 
     if inputs is not None and random:
         raise ConfigError("--inputs and --random exclude each other", "give one of them")
     fed: Path | Literal["random"] | None = "random" if random else inputs
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.parent}", "create it first")
+    if output is not None:
+        storage.require_writable(output)
     with console.StageLog(console.make(to_stderr=as_json)) as log:
         log.stage_started("compare", "opening the files")
         found = benchmarking.compare(
@@ -93,16 +96,17 @@ def compare(
             progress=log.stage_progress,
         )
     record = json.dumps(found.record(), allow_nan=False)
-    if output is not None:
-        output.write_text(record + "\n", encoding="utf-8")
     if as_json:
         print(record)
     else:
-        _print(found, output)
+        _print(found)
+    if output is not None:  # last: whatever keeps it from being written by now does not lose the figures
+        storage.write_text(output, record + "\n")
+        console.make(to_stderr=as_json).print(f"record: {console.shown(output)}", soft_wrap=True)
     return _EXIT_CODES[found.outcome]
 
 
-def _print(found: Comparison, output: Path | None) -> None:
+def _print(found: Comparison) -> None:
     screen, decision = console.make(), found.decision
     rows = [
         {"": side, "p50": f"{timed.p50_ms:.4g} ms", "p95": f"{timed.p95_ms:.4g} ms"}
@@ -120,8 +124,6 @@ def _print(found: Comparison, output: Path | None) -> None:
     console.print_verdict(
         {"outcome": found.outcome, "reference": "", "checks": [check], "notes": found.warnings}, screen
     )
-    if output is not None:
-        screen.print(f"record: {console.shown(output)}", soft_wrap=True)
 
 
 def _interval(ratio: Estimate) -> str:

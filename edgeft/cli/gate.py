@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -82,7 +83,9 @@ def gate(
     trend: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --history: write a page of all its releases.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the verdict as JSON; a ratio to 0 is null.")
+    ] = False,
 ) -> int:
     """Judge a run against the last release and a pinned anchor: pass, fail or inconclusive.
 
@@ -96,7 +99,17 @@ def gate(
     if trend and not history:
         raise ConfigError("--trend shows the releases of a history", "add --history FILE")
     source = report / "report.json" if report.is_dir() else report
+    files = _Files(
+        junit=junit,
+        markdown=markdown,
+        summary=os.environ.get("GITHUB_STEP_SUMMARY", ""),
+        history=history,
+        release=release,
+        trend=trend,
+        inconclusive=inconclusive,
+    )
     document = gating.read_document(source)
+    files.require_whole(document, str(source))
     commit = gating.commit_of(source.resolve().parent)
     candidate = gating.from_report(document, where=str(source), commit=commit)
     known = gating.read_baseline(baseline) if baseline.exists() else None
@@ -119,18 +132,15 @@ def gate(
         new = gating.updated(known, candidate, pin=pin, accepted=reason)
         changes = gating.changes(known, new)
         code = ExitCode.OK
-    files = _Files(
-        junit=junit,
-        markdown=markdown,
-        history=history,
-        release=release,
-        trend=trend,
-        inconclusive=inconclusive,
-    )
+    if not as_json:  # first: a file that cannot be written does not hide the verdict
+        console.print_verdict(dataclasses.asdict(verdict), console.make())
     _write_files(files, document, verdict, commit)
-    _show(verdict, baseline, changes, update=update, moves=moves, as_json=as_json)
     if moves:
         gating.write_baseline(new, baseline)  # last: whatever fails before leaves it as it was
+    if as_json:
+        print(json.dumps(_record(verdict, changes, moved=moves), indent=2, allow_nan=False))
+    elif update:
+        _show_update(verdict, baseline, changes, moved=moves)
     return code
 
 
@@ -150,16 +160,24 @@ class _Files:
 
     junit: Path | None
     markdown: Path | None
+    summary: str
+    """Path of the CI job's; empty without one."""
     history: Path | None
     release: str
     trend: Path | None
     inconclusive: Inconclusive
 
+    def require_whole(self, document: Mapping[str, Any], where: str) -> None:
+        """Raise `ConfigError` if a report lacks what the files show of it, which is more than the gate judges."""
+        if self.markdown or self.summary or self.history:
+            from edgeft.reporting.storage import require_whole
+
+            require_whole(document, where)
+
 
 def _write_files(files: _Files, document: Mapping[str, Any], verdict: Verdict, commit: str) -> None:
     """Write what was asked for; reports take longer to import than the gate does to judge."""
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not (files.junit or files.markdown or files.history or summary):
+    if not (files.junit or files.markdown or files.history or files.summary):
         return
     from edgeft import reporting
     from edgeft.reporting import history as releases
@@ -171,15 +189,15 @@ def _write_files(files: _Files, document: Mapping[str, Any], verdict: Verdict, c
     title = f"edgeft gate: {document['name']}"
     if files.junit:
         write_text(files.junit, as_junit(verdict, suite=title, inconclusive=files.inconclusive.value))
-    if files.markdown or summary:
+    if files.markdown or files.summary:
         judged = {**document, "verdict": reporting.plain(verdict)}
         text = as_markdown(
             verdict, title=title, rows=reporting.table(judged), headings=reporting.headings(judged)
         )
         if files.markdown:
             write_text(files.markdown, text)
-        if summary:
-            append_summary(Path(summary), text)
+        if files.summary:
+            append_summary(Path(files.summary), text)
     if files.history:
         releases.append(files.history, document, verdict, release=files.release, commit=commit)
         if files.trend:
@@ -196,27 +214,24 @@ def _lines(changes: Sequence[Mapping[str, str]]) -> list[str]:
     ]
 
 
-def _show(
-    verdict: Verdict,
-    baseline: Path,
-    changes: Sequence[Mapping[str, str]],
-    *,
-    update: bool,
-    moves: bool,
-    as_json: bool,
+def _record(verdict: Verdict, changes: Sequence[Mapping[str, str]], *, moved: bool) -> dict[str, Any]:
+    record = {**dataclasses.asdict(verdict), "updated": moved, "changes": list(changes)}
+    for check in record["checks"]:  # JSON has no infinity
+        check["values"] = {
+            key: value if math.isfinite(value) else None for key, value in check["values"].items()
+        }
+    return record
+
+
+def _show_update(
+    verdict: Verdict, baseline: Path, changes: Sequence[Mapping[str, str]], *, moved: bool
 ) -> None:
-    if as_json:
-        record = {**dataclasses.asdict(verdict), "updated": moves, "changes": list(changes)}
-        print(json.dumps(record, indent=2))
-        return
-    terminal = console.make()
-    console.print_verdict(dataclasses.asdict(verdict), terminal)
-    name = console.shown(baseline)
-    if moves:
+    terminal, name = console.make(), console.shown(baseline)
+    if moved:
         terminal.print(f"{name} moves on to this release; what changes:" if changes else f"{name}: no change")
         for line in _lines(changes):
             terminal.print(f"  {line}", soft_wrap=True)
-    elif update:
+    else:
         terminal.print(
             f"{name} stays as it is, for the verdict is {verdict.outcome}; to take this release all the same: "
             '--update --accept "REASON"',

@@ -6,13 +6,15 @@ to be seen one by one cannot add up; it is null as long as the release is its ow
 fingerprints and provenance, and per target the predicted class of every sample, in the order of the samples.
 
 ``latency`` of a target is null where no clock tells one. Such targets have keys that came later within version 1 and
-are left out of the others: ``runtime`` and, with a compiler, ``estimate``.
+are left out of the others: ``runtime`` and, with a compiler, ``estimate``. So has a target that was timed on a board:
+``host``.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -21,12 +23,13 @@ from pydantic import Field
 from edgeft.errors import WorkspaceError
 from edgeft.gating import documents
 from edgeft.gating.samples import SampleSet, decode
+from edgeft.recipe import Gate
 from edgeft.schema import Strict
 
 SCHEMA: Final = "edgeft-baseline"
 VERSION: Final = 1
 _HINT: Final = "take it from version control, or write a new one: edgeft gate REPORT --baseline FILE --update"
-_LATER: Final = ("runtime", "estimate")
+_LATER: Final = ("runtime", "host", "estimate")
 # A list of figures or names that json.dumps spread over lines; lists of whole lines of text stay as they are.
 _SHORT_LIST = re.compile(r'\[\n\s*((?:"[^"\n]{0,24}"|[-+.\deE]+|true|false|null)(?:,\n\s*(?:"[^"\n]{0,24}"|'
                          r'[-+.\deE]+|true|false|null))*)\n\s*\]')  # fmt: skip
@@ -81,6 +84,8 @@ class TargetRelease(Strict):
     runtime: str = ""
     """Name and version of what the predictions come from, where there is no latency that says it."""
     latency: Latency | None
+    host: dict[str, Any] | None = None
+    """Fingerprint of the board that the latency is from; None where that is the release's host."""
     estimate: Estimate | None = None
     accuracy: float
     predictions: list[str]
@@ -116,6 +121,10 @@ class Release(Strict):
     versions: dict[str, str]
     targets: dict[str, TargetRelease]
 
+    def host_of(self, target: str) -> Mapping[str, Any]:
+        """Return the fingerprint of what a target's latency was measured on."""
+        return self.targets[target].host or self.host
+
     @property
     def title(self) -> str:
         """Name, date and commit, for people."""
@@ -138,6 +147,21 @@ class Baseline(Strict):
         return self.anchor or self.release
 
 
+def known_limits(limits: Mapping[str, Any], where: str, hint: str) -> Gate:
+    """Return a recipe's [gate] section without keys that only a newer edgeft knows: those are for that one to judge by.
+
+    Args:
+        limits: The section, as a report or a release holds it.
+        where: What it was read from, for messages.
+        hint: Where such files come from.
+
+    Raises:
+        ConfigError: A limit has a value that is not allowed.
+    """
+    known = {key: value for key, value in limits.items() if key in Gate.model_fields}
+    return documents.validated(Gate, known, where, hint)
+
+
 def read_baseline(path: Path) -> Baseline:
     """Read a baseline file.
 
@@ -149,6 +173,7 @@ def read_baseline(path: Path) -> Baseline:
     samples = baseline.samples
     samples.label_indices(str(path))
     for part, release in (("release", baseline.release), ("anchor", baseline.pinned)):
+        known_limits(release.limits, f"{path}: {part}.limits", _HINT)
         for name, target in release.targets.items():
             where = f"{path}: {part}.targets.{name}.predictions"
             decode(target.predictions, len(samples.classes), samples.count, where)

@@ -47,14 +47,24 @@ def read(path: Path, *, schema: str, version: int, hint: str) -> dict[str, Any]:
 
 
 def validated(model: type[M], document: dict[str, Any], where: str | Path, hint: str) -> M:
-    """Return the document as a model. Raises `ConfigError` that names the first keys that are wrong."""
+    """Return the document as a model.
+
+    Args:
+        model: What it has to be.
+        document: What was read.
+        where: From which file, and from which place in it.
+        hint: Where such files come from.
+
+    Raises:
+        ConfigError: It is something else; the message names the first keys that are wrong.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        lines = [
-            f"{where}: {'.'.join(map(str, item['loc']))}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        ]
+        found = error.errors(include_url=False, include_input=False)
+        lines = [f"{where}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found]
+        if any(item["type"] == "extra_forbidden" for item in found):
+            hint = f"update edgeft, if a later one wrote it; else {hint}"
         raise ConfigError("\n".join(lines[:3]), hint) from None
 
 

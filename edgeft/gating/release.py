@@ -15,7 +15,15 @@ import numpy as np
 from edgeft.errors import ConfigError
 from edgeft.gating import documents
 from edgeft.gating import report_parts as parts
-from edgeft.gating.baseline import Coverage, Estimate, Latency, Parity, Release, TargetRelease
+from edgeft.gating.baseline import (
+    Coverage,
+    Estimate,
+    Latency,
+    Parity,
+    Release,
+    TargetRelease,
+    known_limits,
+)
 from edgeft.gating.samples import SampleSet, encode
 from edgeft.preprocessing import ArrayPreprocessing, Preprocessing
 from edgeft.recipe import Gate
@@ -67,9 +75,12 @@ def from_report(document: Mapping[str, Any], *, where: str = "report", commit: s
         ConfigError: It is incomplete or damaged, or has no targets or no samples.
     """
     report = documents.validated(parts.Report, dict(document), where, _HINT)
+    limits, preprocessing = report.recipe.gate or {}, report.data.preprocessing
+    if preprocessing and preprocessing.get("kind") == "table":
+        documents.validated(parts.Table, preprocessing, f"{where}: data.preprocessing", _HINT)
     labels = _indices(report.samples.labels, len(report.data.classes), f"{where}: samples.labels")
     _require_scored(where, len(report.samples.ids), len(labels), len(report.targets))
-    samples, order = SampleSet.of(report.samples.ids, labels, report.data.classes, report.data.preprocessing)
+    samples, order = SampleSet.of(report.samples.ids, labels, report.data.classes, preprocessing)
     release = Release(
         name=report.name,
         created=report.created,
@@ -78,19 +89,17 @@ def from_report(document: Mapping[str, Any], *, where: str = "report", commit: s
         accepted="",
         recipe_hash=report.recipe_hash,
         data_fingerprint=report.data.fingerprint,
-        trained=_is_trained(report.recipe),
-        macs=report.about_model.get("macs", {}).get("after"),
-        limits=report.recipe.get("gate") or {},
+        trained=report.recipe.trains,
+        macs=report.about_model.macs.after,
+        limits=limits,
         host=report.host,
         versions=report.versions,
         targets={target.target: _target(target, labels, order, report, where) for target in report.targets},
     )
-    # Keys of a newer recipe's [gate] that this edgeft does not know are for that one to judge by.
-    known = {key: value for key, value in release.limits.items() if key in Gate.model_fields}
     return Candidate(
         samples=samples,
         release=release,
-        gate=Gate.model_validate(known),
+        gate=known_limits(limits, f"{where}: recipe.gate", _HINT),
         own_outcome=report.verdict.outcome,
         budgets={target.target: _budgets(target.budgets) for target in report.targets},
     )
@@ -204,7 +213,7 @@ def _target(
         float_size_bytes=target.baseline.size_bytes,
         arena_bytes=memory.ram_bytes if memory else None,
         flash_bytes=memory.flash_bytes if memory else None,
-        coverage=_coverage(target, report.verdict.checks),
+        coverage=_coverage(target, report.verdict.checks, place),
         parity=Parity(
             samples=target.parity.samples,
             flips=target.parity.flips,
@@ -220,6 +229,7 @@ def _target(
             evidence=latency.evidence,
             runtime=f"{latency.runtime.runtime} {latency.runtime.version}",
         ),
+        host=latency.runtime.details.host if latency else None,
         estimate=None
         if estimate is None
         else Estimate(cycles=estimate.cycles, ms=estimate.ms, source=estimate.source),
@@ -242,18 +252,14 @@ def _budgets(found: Sequence[parts.Budget]) -> tuple[BudgetResult, ...]:
     )
 
 
-def _coverage(target: parts.Target, checks: Sequence[parts.Check]) -> Coverage | None:
+def _coverage(target: parts.Target, checks: Sequence[parts.Check], place: str) -> Coverage | None:
     """Return what the run's own verdict says, for it knows which layers are in float on purpose."""
     if target.artifact.scheme != "int8":
         return None
     for check in checks:
         if (check.name, check.target) == ("coverage", target.target):
-            if not {"file", "executed"} <= check.values.keys():
-                raise ConfigError(
-                    f"target {target.target}: its coverage check lacks the shares in the file and as executed",
-                    _HINT,
-                )
-            return Coverage(file=check.values["file"], executed=check.values["executed"])
+            shares = {key: check.values[key] for key in Coverage.model_fields if key in check.values}
+            return documents.validated(Coverage, shares, f"{place}: coverage check", _HINT)
     ratio = target.artifact.coverage.ratio
     return Coverage(file=ratio, executed=ratio)
 
@@ -271,17 +277,10 @@ def _require_scored(where: str, ids: int, labels: int, targets: int) -> None:
 
 
 def _indices(values: Sequence[int], classes: int, where: str) -> IntArray:
-    indices = np.asarray(values, dtype=np.int64)
-    if len(indices) and not 0 <= indices.min() <= indices.max() < classes:
+    # Of Python's own integers, which have no end: numpy's raise an OverflowError of theirs.
+    if values and not 0 <= min(values) <= max(values) < classes:
         raise ConfigError(
-            f"{where}: class indices from {indices.min()} to {indices.max()}; there are {classes} classes",
+            f"{where}: class indices from {min(values)} to {max(values)}; there are {classes} classes",
             "the report is damaged: run the recipe again",
         )
-    return indices
-
-
-def _is_trained(recipe: Mapping[str, Any]) -> bool:
-    """Say whether any stage of a recipe trained weights."""
-    finetune, quantize = recipe.get("finetune") or {}, recipe.get("quantize") or {}
-    methods = finetune.get("method", "none"), quantize.get("method", "ptq")
-    return methods != ("none", "ptq") or bool(recipe.get("prune"))
+    return np.asarray(values, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,10 @@ class Limits:
         """
         if margin is not None and not 0.0 < margin < 1.0:
             raise ConfigError(f"margin {margin:g}: a share above 0 and below 1 is needed", "1 point is 0.01")
-        if latency_ratio is not None and not latency_ratio > 0.0:
-            raise ConfigError(f"latency ratio {latency_ratio:g}: a number above 0 is needed")
+        if latency_ratio is not None and not 0.0 < latency_ratio < math.inf:
+            raise ConfigError(
+                f"latency ratio {latency_ratio:g}: a finite number above 0 is needed", "5 % slower is 1.05"
+            )
         return cls(
             accuracy_margin=margin or gate.accuracy_margin or DEFAULT_MARGIN,
             latency_ratio=latency_ratio or gate.latency_ratio,
@@ -118,7 +121,7 @@ def compare_releases(
         allow_missing: Whether targets of the baseline may be missing.
 
     Raises:
-        ConfigError: The releases cannot be paired, or a record is about other files.
+        ConfigError: The releases cannot be paired, have no target in common, or a record is about other files.
     """
     if baseline is None:
         notes = [f"{where} does not exist: nothing was compared; --update writes it", *_own(candidate)]
@@ -128,6 +131,9 @@ def compare_releases(
         anchor.samples.require_same(candidate.samples, anchor_where)
     head, base = candidate.release, baseline.release
     pinned = anchor.release if anchor is not None else baseline.anchor
+    _require_shared(head, base, where)
+    if anchor is not None:
+        _require_shared(head, anchor.release, anchor_where)
     require_useful(records, base, head)
     found = list(_missing(head, base, allow_missing=allow_missing))
     found += _accuracy(candidate, base, pinned, limits.accuracy_margin)
@@ -159,6 +165,9 @@ def _accuracy(candidate: Candidate, base: Release, pinned: Release | None, margi
         for target, now in head.targets.items():
             then = reference.targets.get(target)
             if then is None:
+                if reference is pinned and target in base.targets:
+                    detail = f"the anchor, {reference.title}, does not know this target"
+                    found.append(Check(name=name, target=target, outcome="no baseline", detail=detail))
                 continue
             if _is_the_same(then, now):  # exactly the same, however few samples there are
                 detail = "the same file, runtime and predictions"
@@ -170,6 +179,16 @@ def _accuracy(candidate: Candidate, base: Release, pinned: Release | None, margi
     if pairings:
         found += checks.accuracy(pairings, margin, names=names, classes=samples.classes)
     return found
+
+
+def _require_shared(head: Release, reference: Release, where: str) -> None:
+    """Check that there is a target to compare: a verdict without any accuracy in it would tell nothing."""
+    if not head.targets.keys() & reference.targets.keys():
+        raise ConfigError(
+            f"{where}: knows none of the targets to judge ({', '.join(head.targets)}); it has "
+            f"{', '.join(reference.targets)}",
+            "name the target as the baseline does, or begin another baseline file for it",
+        )
 
 
 def _is_the_same(then: TargetRelease, now: TargetRelease) -> bool:

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeft.types import BudgetName
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""What fits any machine's integers: figures beyond are damage."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
@@ -25,7 +28,7 @@ class _Coverage(_Part):
 class _Artifact(_Part):
     files: list[_File]
     scheme: str
-    size_bytes: int
+    size_bytes: _Count
     coverage: _Coverage
 
 
@@ -34,33 +37,39 @@ class _Accuracy(_Part):
 
 
 class _Parity(_Part):
-    samples: Annotated[int, Field(ge=1)]
-    flips: int
-    confident_flips: int
+    samples: Annotated[_Count, Field(ge=1)]
+    flips: _Count
+    confident_flips: _Count
+
+
+class _Details(_Part):
+    host: dict[str, Any] | None = None
+    """Of a board."""
 
 
 class _Runtime(_Part):
     runtime: str
     version: str
+    details: _Details = _Details()
 
 
 class _Latency(_Part):
     p50_ms: float
     p90_ms: float
-    threads: int
+    threads: _Count
     evidence: str
     runtime: _Runtime
 
 
 class _Estimate(_Part):
-    cycles: int
+    cycles: _Count
     ms: float
     source: str
 
 
 class _Memory(_Part):
-    ram_bytes: int
-    flash_bytes: int
+    ram_bytes: _Count
+    flash_bytes: _Count
 
 
 class Budget(_Part):
@@ -113,6 +122,47 @@ class _Data(_Part):
     preprocessing: dict[str, Any] | None = None
 
 
+class _Column(_Part):
+    type: str
+    name: str
+
+
+class Table(_Part):
+    """As much of a table's preprocessing as the gate compares."""
+
+    columns: list[_Column]
+
+
+class _Macs(_Part):
+    after: _Count | None = None
+
+
+class _Model(_Part):
+    macs: _Macs = _Macs()
+
+
+class _Finetune(_Part):
+    method: str = "none"
+
+
+class _Quantize(_Part):
+    method: str = "ptq"
+
+
+class _Recipe(_Part):
+    finetune: _Finetune | None = None
+    prune: dict[str, Any] | None = None
+    quantize: _Quantize | None = None
+    gate: dict[str, Any] | None = None
+    """Validated by itself: a newer recipe may have keys that only a newer edgeft knows."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether any stage trains weights."""
+        methods = (self.finetune or _Finetune()).method, (self.quantize or _Quantize()).method
+        return methods != ("none", "ptq") or bool(self.prune)
+
+
 class _Stage(_Part):
     name: str
 
@@ -122,10 +172,10 @@ class Report(_Part):
 
     name: str
     created: str
-    recipe: dict[str, Any]
+    recipe: _Recipe
     recipe_hash: str
     data: _Data
-    about_model: dict[str, Any] = Field(alias="model")
+    about_model: _Model = Field(alias="model")
     samples: _Samples
     stages: list[_Stage]
     targets: list[Target]

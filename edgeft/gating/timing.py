@@ -28,6 +28,8 @@ class _Side(_Part):
     name: str
     target: str
     sha256: dict[str, str]
+    evidence: str
+    threads: int
 
 
 class _Ratio(_Part):
@@ -50,6 +52,7 @@ class TimingRecord(_Part):
     head: _Side
     p50: _Ratio
     p95: _Ratio
+    limit: float
     pairs: int
     host: dict[str, Any]
     warnings: list[str]
@@ -116,7 +119,7 @@ def latency(
     then, now = base.targets[target], head.targets[target]
     record = next((r for r in records if r.times(target, then.digests, now.digests)), None)
     if record is not None:
-        return _from_record(target, record, head.host, limit)
+        return _from_record(target, record, head, limit)
     if then.digests == now.digests and now.latency is not None:
         return Check(name="latency", target=target, outcome="pass", detail="the same file as the baseline's")
     if then.latency is None or now.latency is None:
@@ -124,7 +127,7 @@ def latency(
     return _advice(target, base, head, then.latency, now.latency)
 
 
-def _from_record(target: str, record: TimingRecord, host: Mapping[str, Any], limit: float) -> Check:
+def _from_record(target: str, record: TimingRecord, head: Release, limit: float) -> Check:
     p50, p95 = record.p50, record.p95
     detail = (
         f"p50 {p50.ratio:.3f} [{p50.low:.3f}, {p50.high:.3f}] of the baseline's, at most {limit:g}; "
@@ -132,16 +135,37 @@ def _from_record(target: str, record: TimingRecord, host: Mapping[str, Any], lim
     )
     outcome: Outcome = "fail" if p50.low > limit else "pass" if p50.high < limit else "inconclusive"
     if outcome == "inconclusive":
-        detail = f"the limit is inside the interval, compare for longer (--time-limit): {detail}"
-    other = differing_host(record.host, host)
+        detail = f"the limit is inside the interval, {_cure(record, limit)}: {detail}"
+    other = _otherwise(record, head, target)
     if other:
         said = "above" if outcome == "fail" else "below" if outcome == "pass" else "around"
-        detail = f"advisory, {said} the limit: compared on another host than the report's ({other}): {detail}"
+        detail = f"advisory, {said} the limit: {other}: {detail}"
         outcome = "no baseline"
     if record.warnings:
         detail += f"; {'; '.join(record.warnings)}"
     values = {"ratio": p50.ratio, "low": p50.low, "high": p50.high, "limit": limit}
     return Check(name="latency", target=target, outcome=outcome, detail=detail, values=values)
+
+
+def _cure(record: TimingRecord, limit: float) -> str:
+    """Say how to get a clear answer: measuring ends as soon as the limit of the comparison itself is clear."""
+    if record.limit != limit:
+        return f"compare against this very limit (--limit {limit:g}, the record's is {record.limit:g})"
+    return "compare for longer (--time-limit)"
+
+
+def _otherwise(record: TimingRecord, head: Release, target: str) -> str:
+    """Say in what a record was measured otherwise than the report that is judged; empty if in nothing."""
+    host = differing_host(record.host, head.host_of(target))
+    found = [f"compared on another host than the report's ({host})"] if host else []
+    reported = head.targets[target].latency
+    found += [
+        f"{side.name!r} ran with {side.threads} threads ({side.evidence}), the report's target with "
+        f"{reported.threads} ({reported.evidence})"
+        for side in (record.base, record.head)
+        if reported and (side.threads, side.evidence) != (reported.threads, reported.evidence)
+    ]
+    return "; ".join(found)
 
 
 def _advice(target: str, base: Release, head: Release, then: Latency, now: Latency) -> Check:
@@ -150,7 +174,7 @@ def _advice(target: str, base: Release, head: Release, then: Latency, now: Laten
         f"advisory, not judged: {now.p50_ms:.3g} ms in this report, {then.p50_ms:.3g} ms in the baseline's "
         f"({ratio:.2f}); two reports are not measured side by side"
     )
-    other = differing_host(base.host, head.host)
+    other = differing_host(base.host_of(target), head.host_of(target))
     if other:
         detail += f", and these not on one host ({other})"
     if (then.threads, then.runtime) != (now.threads, now.runtime):

@@ -16,6 +16,7 @@ from edgeft.measure.host import (
 )
 from edgeft.measure.latency import Variant, latencies, ratio, throughputs, write_inputs
 from edgeft.measure.layer_times import operation_times
+from edgeft.measure.predicting import predict_on_all_cores
 from edgeft.measure.quality import accuracy, parity, predict
 from edgeft.measure.session import Session
 from edgeft.measure.transports import connect
@@ -43,6 +44,7 @@ __all__ = [
     "operation_times",
     "parity",
     "predict",
+    "predict_on_all_cores",
     "ratio",
     "throughputs",
     "user_metric",

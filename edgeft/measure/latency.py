@@ -50,8 +50,20 @@ class Variant:
     inputs: tuple[npt.NDArray[Any], ...] = ()
 
 
-def write_inputs(samples: Sequence[npt.NDArray[Any]], folder: Path, name: str = "inputs") -> Path:
-    """Write what a `Session` times on: one array per input of a file, in order. Returns the file's path."""
+def write_inputs(
+    samples: Sequence[npt.NDArray[Any]], folder: Path, name: str = "inputs", *, for_board: bool = False
+) -> Path:
+    """Write what a `Session` times on: one array per input of a file, in order. Returns the file's path.
+
+    Args:
+        samples: The arrays (N, ...).
+        folder: Where to.
+        name: Of the file, without its suffix.
+        for_board: Whether it is sent to a board, which gets the first 32 MiB.
+    """
+    if for_board:
+        sample_bytes = sum(array[:1].nbytes for array in samples)
+        samples = [array[: max(1, _SENT_BYTES // sample_bytes)] for array in samples]
     if len(samples) == 1:
         np.save(folder / f"{name}.npy", samples[0])
         return folder / f"{name}.npy"
@@ -172,16 +184,11 @@ def _written(variants: Sequence[Variant], inputs: InputArray | None) -> Iterator
         for arrays in fed:
             key = id(arrays[0])
             if key not in files:
+                # A variant that runs here beside one on a board is fed what that one gets.
                 files[key] = write_inputs(
-                    arrays if hosts == {""} else _sent(arrays), Path(folder), f"inputs-{len(files)}"
+                    arrays, Path(folder), f"inputs-{len(files)}", for_board=hosts != {""}
                 )
         yield [files[id(arrays[0])] for arrays in fed]
-
-
-def _sent(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Return as many samples as are sent to a board; all variants beside one on a board get these, too."""
-    sample_bytes = sum(array[:1].nbytes for array in arrays)
-    return [array[: max(1, _SENT_BYTES // sample_bytes)] for array in arrays]
 
 
 def _in_turns(

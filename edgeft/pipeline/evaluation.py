@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgeft import measure, target
 from edgeft.measure import Variant, classification, gallery
 from edgeft.measure.user_metric import UserMetric
@@ -28,8 +26,8 @@ from edgeft.types import (
     silent,
 )
 
-_CHUNK = 1024
-"""Inputs handed to one worker: bounds the temporary files of large test sets."""
+_TIMED_INPUTS = 1024
+"""Of the test split, that latency is taken on: bounds the temporary files."""
 _KEPT_RUNS = 500
 """Raw runs kept per process: a microsecond model makes tens of thousands of them."""
 
@@ -81,9 +79,8 @@ def measure_target(
         MeasurementError: A worker died, or a runtime refused a file.
         MissingDependencyError: The runtime is not installed.
     """
-    progress(f"{profile.id}: predicting {len(inputs)} test samples")
-    logits, report = _predict(artifact, profile, inputs)
-    float_logits, _ = _predict(baseline, target.float_runtime(profile), inputs)
+    logits, report = _predict(artifact, profile, inputs, progress)
+    float_logits, _ = _predict(baseline, target.float_runtime(profile), inputs, progress)
     result = TargetResult(
         target=profile.id,
         evidence=profile.evidence,
@@ -102,7 +99,7 @@ def measure_target(
         gallery=gallery.collect(logits, samples.labels, samples, classes=classes) if with_gallery else None,
     )
     if profile.clocked:
-        result = _timed(result, profile, inputs[:_CHUNK], config, progress)
+        result = _timed(result, profile, inputs[:_TIMED_INPUTS], config, progress)
     budgets = measure.check_budgets(
         profile,
         artifact,
@@ -206,11 +203,12 @@ def _time(
 
 
 def _predict(
-    artifact: ExportedArtifact, profile: TargetProfile, inputs: InputArray
+    artifact: ExportedArtifact, profile: TargetProfile, inputs: InputArray, progress: Progress
 ) -> tuple[FloatArray, RuntimeReport]:
-    chunks = [inputs[start : start + _CHUNK] for start in range(0, len(inputs), _CHUNK)]
-    found = [measure.predict(artifact, profile, chunk) for chunk in chunks]
-    return np.concatenate([logits for logits, _ in found]), found[0][1]
+    def read(chunk: range) -> InputArray:
+        return inputs[chunk.start : chunk.stop]
+
+    return measure.predict_on_all_cores(artifact, profile, read, len(inputs), progress=progress)
 
 
 def _own(metrics: Sequence[UserMetric], samples: Samples, logits: FloatArray) -> dict[str, float]:

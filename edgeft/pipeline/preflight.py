@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -204,15 +205,29 @@ def _gate(recipe: Recipe, samples: int) -> Iterator[Finding]:
         f"{samples} test samples certify a drop of {certifiable:.1%} (at 2 % discordant pairs, 4 times in 5)"
     )
     if certifiable > margin:
-        needed = noninferiority.samples_needed(margin, comparisons=len(recipe.targets))
         yield Finding(
             level="warning",
             topic="gate",
             text=f"{text}; the margin is {margin:.1%}: expect an inconclusive verdict even from an equal model",
-            hint=f"about {needed} test samples are needed, or a wider gate.accuracy_margin",
+            hint=f"about {_needed(recipe, margin)} test samples are needed, or a wider gate.accuracy_margin",
         )
-    else:
-        yield Finding(level="ok", topic="gate", text=f"{text}; the margin is {margin:.1%}")
+        return
+    yield Finding(level="ok", topic="gate", text=f"{text}; the margin is {margin:.1%}")
+    kept = gating.Limits.of(recipe.gate).accuracy_margin
+    if samples < _needed(recipe, kept):
+        yield Finding(
+            level="warning",
+            topic="gate",
+            text=f"from release to release `edgeft gate` keeps to {kept:.1%}, whatever the samples can certify: "
+            f"with {samples} test samples expect it to be inconclusive where predictions change",
+            hint=f"about {_needed(recipe, kept)} test samples are needed, or gate.accuracy_margin = "
+            f"{math.ceil(1000 * certifiable) / 1000:g}",
+        )
+
+
+def _needed(recipe: Recipe, margin: float) -> int:
+    """Return how many samples decide: every target is compared with the last release and with the anchor."""
+    return noninferiority.samples_needed(margin, comparisons=2 * len(recipe.targets))
 
 
 def _expected_counts(recipe: Recipe, found: data.Scan) -> dict[str, int]:

@@ -6,7 +6,8 @@ writes for) and Apache Ant's, the stricter one: https://github.com/windyroad/JUn
 A check becomes a test case of its target. One that fails is a ``failure``. One that is **inconclusive is an
 ``error``**: JUnit's word for a test that could not come to an answer, which Jenkins and GitLab show in red. Only
 where the user lets such verdicts pass, it is ``skipped``, because the job is green then and the list must not
-contradict it; so is a check without a baseline.
+contradict it; so is a check without a baseline. Where nothing was compared at all, one skipped test says why: of a
+list without any, a CI system makes an error of its own, or silence.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def junit(verdict: Verdict, *, suite: str, inconclusive: Inconclusive = "fail") 
         suite: Name of the test suite: what was judged.
         inconclusive: What the gate's caller makes of a check that could not be decided.
     """
-    kinds = [_kind(check, inconclusive) for check in verdict.checks]
+    why = "; ".join(verdict.notes) or "nothing was compared"
+    checks = verdict.checks or (Check(name="baseline", target="", outcome="no baseline", detail=why),)
+    kinds = [_kind(check, inconclusive) for check in checks]
     counts = Counter(kinds)
     root = ElementTree.Element("testsuites")
     element = ElementTree.SubElement(
@@ -46,7 +49,7 @@ def junit(verdict: Verdict, *, suite: str, inconclusive: Inconclusive = "fail") 
         id="0",
         timestamp=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
         hostname=_line(platform.node()) or "localhost",
-        tests=str(len(verdict.checks)),
+        tests=str(len(checks)),
         failures=str(counts["failure"]),
         errors=str(counts["error"]),
         skipped=str(counts["skipped"]),
@@ -55,7 +58,7 @@ def junit(verdict: Verdict, *, suite: str, inconclusive: Inconclusive = "fail") 
     properties = ElementTree.SubElement(element, "properties")
     for name, value in (("outcome", verdict.outcome), ("reference", verdict.reference)):
         ElementTree.SubElement(properties, "property", name=name, value=_clean(value))
-    for check, kind in zip(verdict.checks, kinds, strict=True):
+    for check, kind in zip(checks, kinds, strict=True):
         _add_case(element, check, kind)
     # Ant's schema has no place for the output of a test that passed: all details are listed below the tests.
     lines = [f"{check.outcome}: {check.target}, {check.name}: {check.detail}" for check in verdict.checks]

@@ -50,28 +50,56 @@ def read_json(path: Path) -> Document:
             f"{path}: report version {report.get('version')!r}, this edgeft reads {VERSION}",
             "read it with the edgeft that wrote it, or run the recipe again",
         )
+    require_whole(report, str(path))
+    return report
+
+
+def require_whole(report: Mapping[str, Any], where: str) -> None:
+    """Check that a document has all that the table, the page and a history show of it.
+
+    Args:
+        report: The document.
+        where: What it was read from, for messages.
+
+    Raises:
+        ConfigError: It is damaged or incomplete.
+    """
     try:
         _Report.model_validate(report)
     except ValidationError as error:
         lines = [
-            f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)
+            f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)
         ]
         raise ConfigError(
             "\n".join(lines[:5]), "the report is damaged or incomplete: run the recipe again"
         ) from None
-    return report
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file by renaming a finished one into its place. Raises `WorkspaceError`."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
+        _begin(path, text).replace(path)
+    except (OSError, ValueError) as error:  # ValueError: the path names no file, or the text is no UTF-8
         raise WorkspaceError(f"{path}: cannot be written ({error})") from error
     return path
+
+
+def require_writable(path: Path) -> None:
+    """Check that `write_text` can write a file, before the work whose result it is to hold. Raises `WorkspaceError`."""
+    if path.exists() and not path.is_file():
+        raise WorkspaceError(f"{path}: cannot be written (it is no plain file)", "name a file")
+    try:
+        _begin(path, "").unlink()
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(f"{path}: cannot be written ({error})") from error
+
+
+def _begin(path: Path, text: str) -> Path:
+    """Write what is to become a file beside it."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(text, encoding="utf-8")
+    return partial
 
 
 class _Part(BaseModel):
@@ -116,6 +144,12 @@ class _Parity(_Part):
     flips: int
 
 
+class _Runtime(_Part):
+    runtime: str
+    version: str
+    mac_precision: dict[str, int]
+
+
 class _Latency(_Part):
     label: str
     evidence: Evidence
@@ -124,7 +158,7 @@ class _Latency(_Part):
     p90_ms: float
     p99_ms: float
     samples_ms: list[list[float]]
-    runtime: dict[str, Any]
+    runtime: _Runtime
 
 
 class _Ratio(_Part):
@@ -133,12 +167,6 @@ class _Ratio(_Part):
     ratio: float
     low: float
     high: float
-
-
-class _Runtime(_Part):
-    runtime: str
-    version: str
-    mac_precision: dict[str, int]
 
 
 class _Layer(_Part):

@@ -14,7 +14,7 @@ from PIL import Image
 import edgeft as library
 from edgeft import benchmarking, target
 from edgeft.benchmarking import bench
-from edgeft.errors import ConfigError
+from edgeft.errors import ConfigError, DataError
 from edgeft.reporting import bench_page
 
 QUICK = benchmarking.StopRule(processes=2, min_runs=5, min_seconds=0.0, warm_up_seconds=0.0)
@@ -120,7 +120,29 @@ def test_the_command(package: Path, tmp_path: Path, edgeft):
     assert page.read_text().startswith("<!doctype html>")
     ran = edgeft("bench", str(package), *quick, "--html", str(package / "manifest.json" / "bench.html"))
     assert ran.returncode == 2 and "cannot be written" in ran.stderr
-    assert "p50 ms" in ran.stdout and "measured on " in ran.stdout
+    assert not ran.stdout and "timing" not in ran.stderr  # refused before anything is measured
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_page_that_cannot_be_written_any_more_loses_nothing(
+    package: Path, done: benchmarking.Bench, tmp_path: Path, monkeypatch, capsys, as_json: bool
+):
+    from edgeft.cli.main import main
+
+    page = tmp_path / "page.html"
+
+    def measured(*_: object, **__: object) -> benchmarking.Bench:
+        page.mkdir()
+        return done
+
+    monkeypatch.setattr(benchmarking, "benchmark_all", measured)
+    assert main(["bench", str(package), "--html", str(page), *(["--json"] if as_json else [])]) == 2
+    shown = capsys.readouterr().out
+    if as_json:
+        record, _ = json.JSONDecoder().raw_decode(shown)
+        assert record["results"][0]["latency"]["runs"] > 0
+    else:
+        assert "p50 ms" in shown and "measured on " in shown
 
 
 @pytest.mark.parametrize(
@@ -140,12 +162,18 @@ def test_bad_usage_is_one_message(arguments: tuple[str, ...], message: str, caps
     assert message in said and said.count("error:") == 1
 
 
-def test_accuracy_comes_from_labelled_samples(package: Path, tmp_path: Path):
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """One picture of each class."""
     for i, label in enumerate(tiny_packages.LABELS):
         (tmp_path / label).mkdir()
         Image.fromarray(np.full((9, 9, 3), 80 * i, np.uint8)).save(tmp_path / label / "x.png")
+    return tmp_path
+
+
+def test_accuracy_comes_from_labelled_samples(package: Path, pictures: Path):
     one = benchmarking.StopRule(processes=1, min_runs=1, min_seconds=0.0)
-    done = benchmarking.benchmark_all([benchmarking.subject(package)], one, data=tmp_path)
+    done = benchmarking.benchmark_all([benchmarking.subject(package)], one, data=pictures)
     accuracy = json.loads(json.dumps(benchmarking.record(done)))["results"][0]["accuracy"]
     assert accuracy["samples"] == len(accuracy["ids"]) == 3 and sorted(accuracy["labels"]) == [0, 1, 2]
     right = np.mean(np.array(accuracy["predictions"]) == accuracy["labels"])
@@ -153,16 +181,30 @@ def test_accuracy_comes_from_labelled_samples(package: Path, tmp_path: Path):
 
 
 def test_accuracy_is_taken_where_and_how_the_latency_is(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ):
     scored = []
     monkeypatch.setattr(
-        bench.scoring, "score", lambda found, data, *, progress: scored.append(found.profile.runtime)
+        bench.scoring, "score_samples", lambda found, data, *, progress: scored.append(found.profile.runtime)
     )
     subject = benchmarking.subject(package, threads=2, options={"session.intra_op.allow_spinning": "0"})
     one = benchmarking.StopRule(processes=1, min_runs=1, min_seconds=0.0)
-    benchmarking.benchmark_all([subject], one, data=tmp_path)
+    benchmarking.benchmark_all([subject], one, data=pictures)
     assert scored == [subject.profile.runtime] and scored[0].threads == 2
+
+
+def test_labelled_samples_are_read_before_anything_is_timed(package: Path, tmp_path: Path):
+    def timed(*_: object, **__: object) -> None:
+        pytest.fail("something was timed")
+
+    subjects = [benchmarking.subject(package)]
+    with pytest.raises(DataError, match="absent does not exist") as absent:
+        benchmarking.benchmark_all(subjects, QUICK, data=tmp_path / "absent", progress=timed)
+    assert "builtin" not in absent.value.hint
+    (tmp_path / "cow").mkdir()
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "cow" / "x.png")
+    with pytest.raises(DataError, match="class 'cow'"):
+        benchmarking.benchmark_all(subjects, QUICK, data=tmp_path, progress=timed)
 
 
 def test_accuracy_needs_a_package(done: benchmarking.Bench, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from edgeft.benchmarking import inputs, signatures
 from edgeft.errors import ConfigError, DataError
-from edgeft.preprocessing import ImagePreprocessing
+from edgeft.preprocessing import ArrayPreprocessing, ImagePreprocessing
 from edgeft.runtimes.base import batch_of
 from edgeft.types import TensorSpec
 
@@ -128,6 +129,18 @@ def test_a_folder_without_samples_is_an_error(tmp_path: Path):
         inputs.stored_arrays(tmp_path, ["x"])
     with pytest.raises(DataError, match="no such file or folder"):
         inputs.stored_arrays(tmp_path / "absent", ["x"])
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 4, 4), (1, 0, 4, 4), (0,)])
+def test_an_array_without_samples_is_named(tmp_path: Path, shape: tuple[int, ...]):
+    file = tmp_path / "empty.npy"
+    np.save(file, np.zeros(shape, np.float32))
+    said = re.escape(f"{file}: an array of shape {shape} holds no sample")
+    with pytest.raises(DataError, match=said):
+        inputs.stored_arrays(file, ["x"])
+    for preprocessing in (IMAGES, ArrayPreprocessing(shape=(1, 4, 4), dtype="float32")):
+        with pytest.raises(DataError, match=said):
+            inputs.encoded_samples(tmp_path, preprocessing)
 
 
 def test_random_numbers_are_the_same_every_time_and_of_their_kind():

@@ -17,6 +17,7 @@ from edgeft import benchmarking
 from edgeft.benchmarking import comparison, interleaving
 from edgeft.cli import main
 from edgeft.errors import ConfigError
+from edgeft.measure import latency
 from edgeft.types import Estimate
 
 
@@ -112,6 +113,42 @@ def test_the_exit_code_is_the_outcome(monkeypatch, capsys, tmp_path, slower, out
     assert main.main(["compare", "a.onnx", "b.onnx", "--json", "--random"]) == code
     assert json.loads(capsys.readouterr().out)["p50"]["ratio"] == found.decision.p50.value
     assert asked["inputs"] == "random"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_record_that_cannot_be_written_any_more_is_shown(monkeypatch, capsys, tmp_path, slower, as_json):
+    record = tmp_path / "compare.json"
+
+    def measured(*_, **__):
+        record.mkdir()
+        return slower
+
+    monkeypatch.setattr(benchmarking, "compare", measured)
+    arguments = ["a.onnx", "b.onnx", "--output", str(record), *(["--json"] if as_json else [])]
+    assert main.main(["compare", *arguments]) == 2
+    shown = capsys.readouterr().out
+    if as_json:
+        assert json.JSONDecoder().raw_decode(shown)[0] == slower.record()
+    else:
+        assert "FAIL" in shown and "record:" not in shown
+
+
+@pytest.mark.parametrize("output", [".", "/", "/dev/null", "base.onnx/record.json"])
+def test_where_a_record_cannot_be_written_is_said_before_measuring(monkeypatch, capsys, folder, output):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(benchmarking, "compare", lambda *_, **__: pytest.fail("it was measured"))
+    assert main.main(["compare", "base.onnx", "head.onnx", "--random", "--output", output]) == 2
+    assert f"{output}: " in capsys.readouterr().err
+
+
+def test_a_board_is_sent_no_more_than_fits(monkeypatch, tmp_path, slower):
+    monkeypatch.setattr(latency, "_SENT_BYTES", 2 * tiny_packages.INPUTS[0].nbytes)
+    here = slower.base.subject
+    runtime = here.profile.runtime.model_copy(update={"host": "me@board"})
+    there = replace(here, profile=here.profile.model_copy(update={"runtime": runtime}))
+    for subject, samples in ((here, len(tiny_packages.INPUTS)), (there, 2)):
+        interleaving._Timed(subject).store(tmp_path, "base")
+        assert len(np.load(tmp_path / "base.npy")) == samples
 
 
 def test_what_cannot_be_compared_is_refused(slower):

@@ -97,6 +97,56 @@ def test_files_for_ci(gate, write_report, tmp_path, monkeypatch):
     assert json.loads(line)["release"] == "1.2" and json.loads(line)["outcome"] == "fail"
 
 
+def test_json_has_no_infinity(gate, write_report):
+    gate(write_report(edit=lambda d: d["model"]["macs"].update(after=0)), "--update")
+    code, out = gate(write_report(), "--json")
+    macs = next(
+        check for check in json.loads(out, parse_constant=pytest.fail)["checks"] if check["name"] == "macs"
+    )
+    assert code == 1 and macs["values"]["ratio"] is None and macs["values"]["reference"] == 0
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown", "--history"])
+def test_a_file_that_cannot_be_written_does_not_hide_the_verdict(gate, write_report, tmp_path, option):
+    gate(write_report(), "--update")
+    before = (tmp_path / "baseline.json").read_text()
+    code, out = gate(write_report(wrong=range(4), file="b"), "--update", option, "report.json/x")
+    assert code == 2 and "report.json/x: cannot be " in out
+    assert out.index("verdict: PASS") < out.index("error:")
+    assert "moves on" not in out and (tmp_path / "baseline.json").read_text() == before
+
+
+def test_json_does_not_tell_of_an_update_that_failed(write_report, tmp_path, capsys):
+    report = write_report()
+    code = main(["gate", str(report), "--baseline", str(report / "baseline.json"), "--update", "--json"])
+    assert code == 2 and "cannot be written" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "edit", "missing"),
+    [
+        (("--markdown", "x.md"), lambda target: target.pop("ratio"), "targets.0.ratio: Field required"),
+        (("--history", "x.jsonl"), lambda target: target["accuracy"].pop("low"), "targets.0.accuracy.low"),
+        (
+            ("--markdown", "x.md"),
+            lambda target: target["latency"]["runtime"].pop("mac_precision"),
+            "targets.0.latency.runtime.mac_precision",
+        ),
+    ],
+)
+def test_files_need_more_of_a_report_than_the_gate_does(gate, write_report, tmp_path, options, edit, missing):
+    report = write_report(edit=lambda document: edit(document["targets"][0]))
+    assert gate(report)[0] == 0
+    code, out = gate(report, *options)
+    assert code == 2 and missing in out and not (tmp_path / options[1]).exists()
+
+
+def test_without_a_baseline_the_list_of_tests_says_so(gate, write_report, tmp_path):
+    assert gate(write_report(), "--junit", "junit.xml")[0] == 0
+    (case,) = ElementTree.parse(tmp_path / "junit.xml").getroot().iter("testcase")
+    assert "baseline.json does not exist" in case.find("skipped").attrib["message"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -117,6 +167,7 @@ def test_a_run_folder_is_its_report_and_nonsense_is_refused(gate, write_report, 
     assert gate(tmp_path / "nothing.json")[0] == 2
     gate(tmp_path, "--update")
     assert gate(tmp_path, "--margin", "1.5")[0] == 2
+    assert gate(tmp_path, "--latency-ratio", "inf")[0] == 2
 
 
 def test_ten_thousand_samples_and_five_targets_take_two_seconds_and_no_torch(write_report, tmp_path):

@@ -30,13 +30,17 @@ def outcomes(verdict):
     return {f"{c.target}/{c.name}": c.outcome for c in verdict.checks} | {"overall": verdict.outcome}
 
 
-def record(tmp_path, low, high, *, base="a", head="b", target=TARGET, name="record.json", **changes):
+def record(
+    tmp_path, low, high, *, base="a", head="b", target=TARGET, name="record.json", threads=1, **changes
+):
     """Write a record of `edgeft compare`."""
     sides = {
         side: {
             "name": side,
             "target": target,
             "sha256": {"f": f"{target} {file}".encode().hex().ljust(64, "0")},
+            "evidence": "measured",
+            "threads": threads,
         }
         for side, file in (("base", base), ("head", head))
     }
@@ -48,6 +52,7 @@ def record(tmp_path, low, high, *, base="a", head="b", target=TARGET, name="reco
         **sides,
         "p50": ratio,
         "p95": ratio,
+        "limit": 1.05,
         "pairs": 12,
         "host": host,
         "warnings": [],
@@ -214,6 +219,14 @@ def test_what_a_table_learns_from_training_data_may_change():
         ),
         (lambda text: re.sub(r'("predictions": \[\s*")\d', r"\g<1>7", text, count=1), "file is damaged"),
         (lambda text: text.replace('"size_bytes"', '"weight"'), "size_bytes: Field required"),
+        (
+            lambda text: text.replace('"limits": {}', '"limits": {"accuracy_margin": 2}', 1),
+            "release.limits: accuracy_margin: Input should be less than 1",
+        ),
+        (
+            lambda text: text.replace('"recipe_hash"', '"board": "pi", "recipe_hash"', 1),
+            r"release.board: Extra inputs are not permitted\n.*update edgeft, if a later one wrote it",
+        ),
         (lambda text: "[]", "key \"schema\" is 'list'"),
     ],
 )
@@ -236,6 +249,25 @@ def test_a_damaged_baseline_is_one_clear_message(write_report, tmp_path, damage,
         (lambda d: d["targets"][0]["latency"].update(p50_ms=float("nan")), "NaN is no JSON number"),
         (lambda d: d.update(version=9), "edgeft-report version 9"),
         (lambda d: d.pop("samples"), "samples: Field required"),
+        (lambda d: d["recipe"].update(gate="abc"), "recipe.gate: Input should be a valid dictionary"),
+        (lambda d: d["recipe"].update(gate={"accuracy_margin": -1}), "recipe.gate: accuracy_margin: Input"),
+        (lambda d: d["recipe"].update(gate={"accuracy_margin": 5}), "recipe.gate: accuracy_margin: Input"),
+        (lambda d: d["recipe"].update(finetune="x"), "recipe.finetune: Input should be"),
+        (lambda d: d["model"].update(macs=None), "model.macs: Input should be"),
+        (lambda d: d["model"]["macs"].update(after=1.5), "model.macs.after: Input should be a valid integer"),
+        (lambda d: d["targets"][0]["artifact"].update(size_bytes=10**400), "size_bytes: Input should be"),
+        (lambda d: d["data"].update(preprocessing={"kind": "table"}), "data.preprocessing: columns: Field"),
+        (lambda d: d["samples"]["labels"].__setitem__(0, 10**30), "labels: class indices from 0 to 10{30};"),
+        (
+            lambda d: d["targets"][1]["accuracy"]["predictions"].__setitem__(0, 10**30),
+            "indices from 0 to 10{30};",
+        ),
+        (
+            lambda d: d["verdict"]["checks"].append(
+                {"name": "coverage", "target": TARGET, "values": {"file": None}}
+            ),
+            f"target {TARGET}: coverage check: file: Input should be a valid number\n.*executed: Field required",
+        ),
     ],
 )
 def test_a_damaged_report_is_one_clear_message(write_report, tmp_path, edit, message):
@@ -280,6 +312,41 @@ def test_a_record_of_another_host_is_advice(write_report, tmp_path):
     (check,) = (c for c in verdict.checks if (c.target, c.name) == (TARGET, "latency"))
     assert verdict.outcome == "pass" and check.outcome == "no baseline"
     assert "above the limit" in check.detail and "'Another' and 'Example CPU'" in check.detail
+
+
+def test_a_record_of_the_board_is_judged_where_the_report_is_of_that_board(write_report, tmp_path):
+    board = {"host": "pi@board", "cpu": "Cortex-A72", "machine": "aarch64", "cores": 4, "flags": []}
+
+    def on_the_board(document):
+        document["targets"][0]["latency"]["runtime"]["details"]["host"] = board
+
+    baseline = establish(write_report(edit=on_the_board), tmp_path)
+    slower = record(tmp_path, 1.4, 1.6, host=board)
+    report = write_report(file="b", edit=on_the_board)
+    found = outcomes(edgeft.gate(report, baseline=baseline, compare=[slower]))
+    assert found[f"{TARGET}/latency"] == found["overall"] == "fail"
+    here = record(tmp_path, 1.4, 1.6, name="here.json")
+    assert outcomes(edgeft.gate(report, baseline=baseline, compare=[here]))["overall"] == "pass"
+    kept = json.loads(baseline.read_text())["release"]["targets"]
+    assert kept[TARGET]["host"] == board and "host" not in kept["cpu-openvino"]
+
+
+def test_a_record_with_other_threads_is_advice(write_report, tmp_path):
+    baseline = establish(write_report(), tmp_path)
+    verdict = edgeft.gate(
+        write_report(file="b"), baseline=baseline, compare=[record(tmp_path, 0.4, 0.6, threads=8)]
+    )
+    (check,) = (c for c in verdict.checks if (c.target, c.name) == (TARGET, "latency"))
+    assert check.outcome == "no baseline" and "ran with 8 threads" in check.detail
+
+
+@pytest.mark.parametrize(("limit", "cure"), [(1.05, "--time-limit"), (1.1, "--limit 1.05")])
+def test_what_helps_an_undecided_record_is_told(write_report, tmp_path, limit, cure):
+    baseline = establish(write_report(), tmp_path)
+    undecided = record(tmp_path, 1.03, 1.08, limit=limit)
+    verdict = edgeft.gate(write_report(file="b"), baseline=baseline, compare=[undecided])
+    (check,) = (c for c in verdict.checks if (c.target, c.name) == (TARGET, "latency"))
+    assert check.outcome == "inconclusive" and cure in check.detail
 
 
 def test_records_of_other_files_and_damaged_ones_are_refused(write_report, tmp_path):
@@ -335,6 +402,26 @@ def test_missing_and_new_targets_are_named(write_report, tmp_path):
     assert found["cpu-openvino/target"] == found["overall"] == "fail"
     assert found["cpu-litert/target"] == "no baseline" and found["cpu-litert/parity"] == "pass"
     assert edgeft.gate(report, baseline=baseline, allow_missing=True).outcome == "pass"
+
+
+def test_no_target_in_common_is_no_verdict(write_report, tmp_path):
+    baseline = establish(write_report(), tmp_path)
+    renamed = write_report(targets=["cpu-litert"], wrong=range(2000), file="b")
+    with pytest.raises(
+        ConfigError, match=r"knows none of the targets to judge .cpu-litert.; it has cpu-onnx"
+    ):
+        edgeft.gate(renamed, baseline=baseline, allow_missing=True)
+    other = establish(write_report(targets=["cpu-litert"]), tmp_path, "anchor.json")
+    with pytest.raises(ConfigError, match=r"anchor.json: knows none of the targets"):
+        edgeft.gate(write_report(file="b"), baseline=baseline, anchor=other)
+
+
+def test_a_target_that_the_anchor_does_not_know_is_said(write_report, tmp_path):
+    baseline = establish(write_report(targets=["cpu-openvino"]), tmp_path)
+    establish(write_report(file="b"), tmp_path)
+    found = outcomes(edgeft.gate(write_report(file="c"), baseline=baseline))
+    assert found[f"{TARGET}/accuracy since anchor"] == "no baseline"
+    assert found["cpu-openvino/accuracy since anchor"] == found["overall"] == "pass"
 
 
 def test_the_file_diffs_well(write_report, tmp_path):

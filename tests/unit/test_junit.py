@@ -53,9 +53,16 @@ def test_what_the_user_lets_pass_is_not_shown_in_red():
     assert suite.get("errors") == "0"
 
 
-def test_no_check_is_a_valid_file_too():
+def test_no_check_is_a_valid_file_with_one_test():
     suite = parsed(junit(verdict(), suite=" \n"))
-    assert (suite.get("tests"), suite.get("name")) == ("0", "edgeft gate")
+    assert (suite.get("tests"), suite.get("skipped"), suite.get("name")) == ("1", "1", "edgeft gate")
+
+
+def test_why_nothing_was_compared_is_a_test_that_was_skipped():
+    suite = parsed(junit(verdict(notes=("base.json does not exist",)), suite="trash"))
+    (case,) = suite.iter("testcase")
+    assert (case.get("name"), [child.tag for child in case]) == ("baseline", ["skipped"])
+    assert case.find("skipped").get("message") == "base.json does not exist"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,17 @@ def test_a_margin_that_cannot_be_certified_is_a_warning_with_a_way_out(tmp_path:
     assert "test samples are needed" in gate.hint
 
 
+def test_the_margin_between_releases_is_told_apart_from_the_runs_own(tmp_path: Path):
+    run, release = [f for f in edgeft.check(digits(), base=tmp_path) if f.topic == "gate"]
+    assert (run.level, release.level) == ("ok", "warning")
+    assert "keeps to 1.0%" in release.text and "test samples are needed" in release.hint
+    wide = float(release.hint.rpartition(" ")[2])
+    (both,) = [
+        f for f in edgeft.check(digits(gate={"accuracy_margin": wide}), base=tmp_path) if f.topic == "gate"
+    ][:1]
+    assert both.level == "ok"
+
+
 def test_skipped_files_are_a_warning_before_the_run(photos: Path):
     (photos / "cat/notes.txt").write_text("no picture")
     skipping = recipe(task={"data": "photos", "bad_samples": "skip"})

@@ -84,12 +84,26 @@ def test_the_baselines_samples_are_found_in_more_data(run, project):
     run("good").assert_outcomes(passed=1)
 
 
+def test_an_unknown_outcome_for_the_undecided_is_refused(run, project):
+    result = run("good", options=", inconclusive='Fail'")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["edgeft_gate: inconclusive = 'Fail'; allowed are 'fail', 'skip', 'pass'*"])
+
+
+def rename_target(baseline: Path) -> None:
+    document = json.loads(baseline.read_text())
+    (target,) = document["release"]["targets"].values()
+    document["release"]["targets"] = {"cpu-openvino": target}
+    baseline.write_text(json.dumps(document))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda root: (root / "baseline.json").write_text("{"), "edgeft_gate: *not valid JSON*"),
         (lambda root: (root / "good" / "labels.txt").write_text("red\n"), "edgeft_gate: *labels.txt*"),
         (lambda root: (root / "pictures" / "red" / "000.png").unlink(), "edgeft_gate: *other test samples*"),
+        (lambda root: rename_target(root / "baseline.json"), "edgeft_gate: *knows none of the targets*"),
     ],
 )
 def test_bad_input_fails_the_test_with_one_message(run, project, damage, message):

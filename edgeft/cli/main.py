@@ -38,7 +38,8 @@ from edgeft.errors import EdgeftError, ExitCode
 
 _EPILOG: Final = (
     "Exit codes: 0 done or passed, 1 a check failed or a worker died, 2 usage, configuration or input, "
-    "3 internal error, 4 inconclusive, 5 hardware or optional package missing, 130 interrupted (a run keeps everything finished)."
+    "3 internal error, 4 inconclusive, 5 hardware or optional package missing, "
+    "130 interrupted (a run keeps everything finished)."
 )
 # What is true of an interrupted verb. Those that are not here have nothing to keep, or write it all at their end.
 _KEPT: Final = dict.fromkeys(

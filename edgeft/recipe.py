@@ -167,7 +167,8 @@ class PruneBudget(Strict):
     size: Share | None = None
     """Of the unpruned network's exported file."""
     ram: Share | None = None
-    """Of the activations that are alive at once in the unpruned network's file; of .tflite files only."""
+    """Of what the unpruned network takes at run time on `prune.target`: with TensorFlow Lite Micro the whole arena,
+    with a device's compiler its SRAM, of other .tflite files the activations that are alive at once."""
 
     @property
     def kind(self) -> Literal["latency", "macs", "size", "ram"]:

@@ -12,7 +12,10 @@ _NAMED = 3
 
 
 def show(plan: Mapping[str, Any], folder: Path) -> None:
-    """Print a prune plan: the groups, the search for the budget, and the shares that would be left."""
+    """Print a prune plan: the groups, the search for the budget, and the shares that would be left.
+
+    Where the budget is out of reach, it is for the caller to say so.
+    """
     output = console.make()
     output.print()
     timed = any(group["time_share"] is not None for group in plan["groups"])
@@ -23,16 +26,19 @@ def show(plan: Mapping[str, Any], folder: Path) -> None:
         soft_wrap=True,
     )
     output.print(f"Time: {plan['times']}.", soft_wrap=True)
+    if plan["fixed"]:
+        layers = ", ".join(f"{layer} ({reason})" for layer, reason in plan["fixed"].items())
+        output.print(f"In no group and not cut: {layers}.", soft_wrap=True)
     for line in rewrite_lines(plan["rewrite"]):
         output.print(line, soft_wrap=True)
     if plan["search"]:
         output.print()
         console.print_table(search_rows(plan["search"]), output)
-    share = plan["plan"]
-    output.print(
-        f"plan:     {share['macs_share']:.1%} of the MACs, {share['params_share']:.1%} of the parameters",
-        soft_wrap=True,
-    )
+    if share := plan["plan"]:
+        output.print(
+            f"plan:     {share['macs_share']:.1%} of the MACs, {share['params_share']:.1%} of the parameters",
+            soft_wrap=True,
+        )
     output.print(f"written:  {console.shown(folder / 'prune-plan.json')}", soft_wrap=True)
 
 
@@ -61,7 +67,8 @@ def _group(group: Mapping[str, Any], plan: Mapping[str, Any], timed: bool) -> di
     row = {
         "written by": names,
         "coupled by": "\n".join(group["coupled_by"]) or "-",
-        "width": f"{group['width']} -> {group['planned_width']}"
+        "width": str(group["width"])
+        + (f" -> {group['planned_width']}" if group["planned_width"] is not None else "")
         + (f" {group['unit']}s" if group["unit"] != "channel" else ""),
         "MACs": f"{group['macs_share']:.1%}",
     }
@@ -81,5 +88,5 @@ def _candidate(candidate: Mapping[str, Any], kind: str, *, chosen: bool) -> dict
     if "latency_ms" in candidate:
         row |= {"ms": f"{candidate['latency_ms']:.3g}", "unpruned ms": f"{candidate['unpruned_ms']:.3g}"}
     if "ram_bytes" in candidate:
-        row["activations, KB"] = f"{candidate['ram_bytes'] / 1000:.1f}"
+        row["RAM, KB"] = f"{candidate['ram_bytes'] / 1000:.1f}"
     return row | {"file, KB": f"{candidate['size_bytes'] / 1000:.1f}", "chosen": "yes" if chosen else ""}

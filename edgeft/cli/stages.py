@@ -20,7 +20,7 @@ from edgeft.cli.run import (
     load,
     start,
 )
-from edgeft.errors import ConfigError, ExitCode
+from edgeft.errors import BudgetError, ConfigError, ExitCode
 
 SensitivityOption = Annotated[
     bool,
@@ -97,7 +97,8 @@ def prune(
     """Run RECIPE up to the pruned and recovered float model.
 
     With --explain up to the fine-tuned model; then say which channels are coupled and why, what they cost, how
-    sensitive they are, and what would be cut. prune-plan.json in the workspace holds all of it.
+    sensitive they are, and what would be cut, or that the budget is out of reach. prune-plan.json in the workspace
+    holds all of it.
     """
     loaded = load(recipe, until="prune")
     if not explain:
@@ -114,6 +115,8 @@ def prune(
         print(json.dumps({"workspace": str(folder), "plan": plan}, indent=2))
     else:
         prune_plan.show(plan, folder)
+    if plan["missed"]:
+        raise BudgetError(plan["missed"]["message"], plan["missed"]["hint"])
     return ExitCode.OK
 
 

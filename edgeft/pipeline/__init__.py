@@ -113,7 +113,7 @@ def run(
     preflight.require_device(device)
     with Workspace.open(workspace, note=progress.note) as opened:
         opened.write_text("recipe.toml", recipe.to_toml())
-        walk = Walk(opened, progress)
+        walk = Walk(opened, progress, until=until)
         inputs = RunInputs(recipe, base, walk.folders, device=device, progress=walk.tell)
         for name, step in STEPS.items():
             step(inputs, walk)
@@ -176,10 +176,10 @@ def plan_pruning(
         progress: As in `run`.
 
     Returns:
-        The plan, as prune-plan.json in the workspace holds it.
+        The plan, as prune-plan.json in the workspace holds it; where the budget is out of reach, `missed` says so.
 
     Raises:
-        EdgeftError: As `run`.
+        EdgeftError: As `run`, save for the budget.
     """
     base, progress = base or Path(), progress or SilentProgress()
     folder = run(

@@ -11,7 +11,7 @@ from edgeft import compilers, extras, measure, target
 from edgeft.pipeline.inputs import RunInputs
 from edgeft.recipe import Quantize, Recipe
 from edgeft.target import TargetProfile
-from edgeft.types import CompilerEstimate, ExportedArtifact, Progress, TargetResult
+from edgeft.types import CompilerEstimate, ExportedArtifact, FloatModel, Progress, TargetResult
 
 _TIMED_INPUTS = 64
 
@@ -44,6 +44,21 @@ def facts(run: RunInputs) -> dict[str, Any]:
         "preprocess": run.recipe.export.preprocess,
         "runtime": extras.versions(*device.runtime.requires),
     }
+
+
+def check(run: RunInputs) -> None:
+    """Raise what is known of a budget out of reach by the network's shapes, before its training begins.
+
+    Raises:
+        BudgetError: The budget is out of reach; the message names the best reachable.
+        ModelError: The network cannot be pruned.
+    """
+    if run.recipe.prune is None:
+        return
+    from edgeft import stages
+
+    network = FloatModel(module=run.build().module.eval(), preprocessing=run.preprocessing, labels=())
+    stages.check_budget(network, run.recipe.prune, target.common_prune_limits(run.profiles))
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -75,6 +75,8 @@ def finetune(run: RunInputs, walk: Walk) -> None:
     def work(folder: Path) -> Outcome:
         from edgeft import models, pruning
 
+        if walk.comes_to("prune"):
+            budgets.check(run)
         processes.call(walk.workspace.path, walk.folders["data"], folder / CHECKPOINT)
         run.finetuned, account = run.finetune_with(folder / CHECKPOINT)
         tuned = run.finetuned
@@ -118,8 +120,10 @@ def prune(run: RunInputs, walk: Walk) -> None:
             quantize=budgets.scheme(run),
             timing=run.recipe.measure,
             embedded=run.recipe.export.preprocess == "embedded",
+            statistics=run.mixed_batches(run.splits.train),
             seed=run.recipe.seed,
             checkpoint=folder / CHECKPOINT,
+            device=run.device,
             progress=walk.tell,
         )
         for between in folder.glob("step-*.safetensors"):
@@ -171,6 +175,7 @@ def quantize(run: RunInputs, walk: Walk) -> None:
                 statistics=run.mixed_batches(run.splits.train),
                 seed=run.recipe.seed,
                 checkpoint=folder / CHECKPOINT,
+                device=run.device,
                 progress=walk.tell,
             )
             quantization.save(quantized, folder)

@@ -34,13 +34,23 @@ class Walk:
     """The stages that this run has come through: their keys and folders.
 
     A stage of a target has a suffix: ``export-cpu-litert``.
+
+    Args:
+        workspace: Where they are kept.
+        progress: Told of each.
+        until: The last stage that is asked for; None for all.
     """
 
-    def __init__(self, workspace: Workspace, progress: RunProgress) -> None:
+    def __init__(self, workspace: Workspace, progress: RunProgress, *, until: str | None = None) -> None:
         self.workspace = workspace
         self.progress = progress
+        self.until = until
         self.folders: dict[str, Path] = {}
         self.keys: dict[str, str] = {}
+
+    def comes_to(self, stage: str) -> bool:
+        """Return whether a stage is asked for."""
+        return self.until is None or STAGES.index(stage) <= STAGES.index(self.until)
 
     def tell(self, message: str, *, done: int = 0, total: int = 0) -> None:
         """Report progress inside the current stage (`edgeft.types.Progress`)."""

@@ -6,7 +6,7 @@ here, by arithmetic on the layer widths, before the network is touched:
 - `tracing`, `attention`, `groups`: the coupled channels and the heads of a network,
 - `importance`: what a channel is worth,
 - `costs`, `macs`: what it costs,
-- `allocation`: the widths that meet a budget,
+- `allocation`, `limits`: the widths that meet a budget, and how far they can go,
 - `analysis`: all of this together, once per network, for a search to ask,
 - `compensation`: what the weights that stay take over from those that go,
 - `surgery`: the cut, its proof, and giving a new network the shapes of a pruned one.

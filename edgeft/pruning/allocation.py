@@ -22,6 +22,11 @@ WELL_USED = 0.97
 """Share of the budget from which on nothing more is done to use the rest."""
 
 
+def settable(share: float) -> str:
+    """Return a share that can be reached with three digits, rounded up: set as a budget, it is met."""
+    return f"{math.ceil(1000 * share) / 1000:.3f}"
+
+
 def allowed_widths(
     group: ChannelGroup, *, channel_multiple: int, min_channels: int, lowest_share: float = 0.0
 ) -> tuple[int, ...]:
@@ -85,7 +90,7 @@ def allocate(
     if costs.macs(floor) > budget:
         raise BudgetError(
             f"a MACs budget of {budget / full:.3f} cannot be met: with every group of channels at its lowest "
-            f"allowed width {costs.macs(floor) / full:.3f} of the MACs are left",
+            f"allowed width {settable(costs.macs(floor) / full)} of the MACs are left",
         )
     worths = _worths(importances, costs, cost_exponent)
     open_groups = [g for g, ladder in enumerate(ladders) if len(ladder) > 1]

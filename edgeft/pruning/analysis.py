@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -12,12 +11,13 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from edgeft.errors import BudgetError, EdgeftError, ModelError
-from edgeft.pruning.allocation import COST_EXPONENT, FLOOR_SHARE, allocate, allowed_widths, quantiles
+from edgeft.errors import EdgeftError, ModelError
+from edgeft.pruning.allocation import COST_EXPONENT, allocate, quantiles
 from edgeft.pruning.compensation import compensate, second_moments
 from edgeft.pruning.costs import CostModel, cost_model
 from edgeft.pruning.groups import ChannelGroup, find_groups
 from edgeft.pruning.importance import NO_SCALE, Criterion, has_scale, importances
+from edgeft.pruning.limits import Bounds, out_of_reach
 from edgeft.pruning.macs import count_macs, count_positions
 from edgeft.pruning.plan import GroupDecision, LayerDecision, PrunedModel, PruningPlan
 from edgeft.pruning.surgery import Removal, check_cut, cut, removals
@@ -42,8 +42,7 @@ class Analysis:
     importances: tuple[torch.Tensor, ...]
     costs: CostModel
     criterion: Criterion
-    channel_multiple: int
-    min_channels: int
+    bounds: Bounds
 
     @property
     def full(self) -> tuple[int, ...]:
@@ -87,14 +86,6 @@ class Analysis:
         """Return the MACs of one sample if group g is `widths[g]` wide."""
         return self.costs.macs(widths)
 
-    def savings(self) -> tuple[int, ...]:
-        """Return for every group the MACs that are saved when it alone is cut to its lowest width."""
-        full = self.full_macs
-        return tuple(
-            full - self.macs([*self.full[:g], ladder[0], *self.full[g + 1 :]])
-            for g, ladder in enumerate(self.ladders)
-        )
-
     def widths(self, *, macs: float, allocation: Allocation = "global") -> tuple[int, ...]:
         """Return the widths that keep the most importance within a share of the MACs.
 
@@ -109,9 +100,10 @@ class Analysis:
         """
         if not 0 < macs <= 1 or allocation not in get_args(Allocation):
             raise ValueError(f"out of range: {macs=}, {allocation=}")
-        budget = math.floor(macs * self.full_macs)
+        # Rounded first: 0.29 * 100 is a little less than 29 in floating point.
+        budget = math.floor(round(macs * self.full_macs, 3))
         if self.lowest_macs > budget:
-            raise BudgetError(*self._unreachable(macs))
+            raise out_of_reach(self, macs)
         if allocation == "uniform":
             ranks = [quantiles(width) for width in self.full]
             return allocate(ranks, self.ladders, self.costs, budget=budget, cost_exponent=0.0)
@@ -189,25 +181,7 @@ class Analysis:
                 )
                 for cost in self.costs.layers
             ),
-        )
-
-    def _unreachable(self, macs: float) -> tuple[str, str]:
-        """Return message and hint of a budget below the lowest reachable."""
-        reasons = Counter(limit.partition(" after ")[0] for limit in self.limits)
-        opened = reasons.pop("", 0)
-        fixed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        best = self.lowest_macs / self.full_macs
-        if not opened:
-            message = f"a MACs budget of {macs:.3f} cannot be met: nothing of this network can be cut (1.000 is left)"
-        else:
-            message = (
-                f"a MACs budget of {macs:.3f} cannot be met: with every group of channels at its lowest allowed "
-                f"width {best:.3f} of the MACs are left"
-            )
-        return message, (
-            f"raise the budget; the limits are {FLOOR_SHARE:.0%} of each group, channel multiple "
-            f"{self.channel_multiple}, at least {self.min_channels} channels; {opened} of {len(self.groups)} groups "
-            f"can be cut" + (f" (not: {fixed})" if fixed else "")
+            fixed=self.fixed,
         )
 
 
@@ -263,26 +237,23 @@ def analyse(
         groups = tuple(g if g.limit or has_scale(g, layers) else replace(g, limit=NO_SCALE) for g in groups)
     worths = importances(groups, layers, criterion, gradients=gradients, seed=seed)
 
+    bounds = Bounds(
+        channel_multiple=channel_multiple,
+        min_channels=min_channels,
+        depthwise_multiple=depthwise_multiple,
+        floors=floors,
+    )
+
     def analysis(of: Sequence[ChannelGroup]) -> Analysis:
-        ladders = tuple(
-            allowed_widths(
-                group,
-                channel_multiple=math.lcm(channel_multiple, depthwise_multiple if group.is_filtered else 1),
-                min_channels=min_channels,
-                lowest_share=max((floors.get(layer, 0.0) for layer in group.layers), default=0.0),
-            )
-            for group in of
-        )
         return Analysis(
             module=network,
             example=example,
             groups=tuple(of),
-            ladders=ladders,
+            ladders=tuple(map(bounds.ladder, of)),
             importances=worths,
             costs=cost_model(of, layers, positions),
             criterion=criterion,
-            channel_multiple=channel_multiple,
-            min_channels=min_channels,
+            bounds=bounds,
         )
 
     first = analysis(groups)

@@ -55,13 +55,17 @@ class CostModel:
         return sum(layer.macs(cut) for layer in self.layers)
 
     def written(self) -> tuple[int, ...]:
-        """Return the MACs that compute each group's channels; a layer of several groups is shared out by width."""
+        """Return the MACs that compute each group's channels."""
+        uncut = self.cut(self.full)
+        return tuple(map(round, self.shared_out({layer.layer: layer.macs(uncut) for layer in self.layers})))
+
+    def shared_out(self, amounts: Mapping[str, float]) -> tuple[float, ...]:
+        """Return what each group's channels have of amounts by layer; one of several groups is shared out by width."""
         shares = [0.0] * len(self.full)
         for layer in self.layers:
-            macs = layer.macs([0] * len(self.full))
             for group, n in layer.writers:
-                shares[group] += macs * n * self.full[group] / layer.outputs
-        return tuple(round(share) for share in shares)
+                shares[group] += amounts.get(layer.layer, 0.0) * n * self.full[group] / layer.outputs
+        return tuple(shares)
 
 
 def cost_model(

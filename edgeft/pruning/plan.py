@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -36,7 +37,11 @@ class LayerDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningPlan:
-    """Cost before and after (MACs of one sample, parameters), and what became of every group and every layer."""
+    """Cost before and after (MACs of one sample, parameters), and what became of every group and every layer.
+
+    `fixed` are the layers whose outputs, or some of them, could not be cut, and why: also those of no group, and
+    attention in one kernel, whose MACs are not counted.
+    """
 
     macs_before: int
     macs_after: int
@@ -44,6 +49,7 @@ class PruningPlan:
     params_after: int
     groups: tuple[GroupDecision, ...]
     layers: tuple[LayerDecision, ...]
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def macs_share(self) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeft.errors import BudgetError
+from edgeft.pruning.allocation import settable
 from edgeft.types import Progress, silent
 
 Widths = tuple[int, ...]
@@ -179,12 +180,14 @@ class Search:
         best = min(self._tried, key=lambda c: c.cost.value)
         interval = "" if best.cost.low is None else f" [{best.cost.low:.3f}, {best.cost.high:.3f}]"
         figures = ", ".join(f"{key} {value:.4g}" for key, value in best.cost.figures.items())
+        # What the next measurement will hold, too.
+        reliable = best.cost.value if best.cost.high is None else best.cost.high
         return BudgetError(
             f"prune.budget.{self._what} = {self._budget:g} cannot be met: the best of {len(self._tried)} candidates, "
             f"down to {self._tried_down_to():.1%} of the MACs (the limits allow {self._lowest:.1%}), has "
             f"{best.cost.value:.3f}{interval} of the unpruned network's {self._what} at {best.macs:.1%} of its MACs"
             + (f" ({figures})" if figures else ""),
-            f"set prune.budget.{self._what} to at least {best.cost.value:.3f}, or start from a smaller network",
+            f"set prune.budget.{self._what} to at least {settable(reliable)}, or start from a smaller network",
         )
 
     def _tried_down_to(self) -> float:

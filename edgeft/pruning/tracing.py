@@ -107,6 +107,13 @@ def check_prunable(module: nn.Module, named: Mapping[str, Collection[str]]) -> N
                 f"layer {name} cannot be cut: its weight is computed by a parametrization",
                 "call torch.nn.utils.parametrize.remove_parametrizations on it first",
             )
+        # torch.nn.utils.weight_norm, spectral_norm and prune, which are older than parametrizations.
+        if "weight" not in layer._parameters:
+            parts = ", ".join(part for part, _ in layer.named_parameters() if part.startswith("weight"))
+            raise ModelError(
+                f"layer {name} cannot be cut: its weight is computed from {parts} at every call",
+                "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove on it first",
+            )
     for argument, names in named.items():
         for name in names:
             if name not in layers:

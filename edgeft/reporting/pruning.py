@@ -77,6 +77,11 @@ def section(report: Mapping[str, Any]) -> dict[str, Any] | None:
         "candidates": [_candidate(each, search) for each in search["candidates"]] if search else [],
         "steps": found["steps"] or [],
         "layers": _layers(plan),
+        "uncounted": {
+            name: reason
+            for name, reason in _fixed(plan).items()
+            if name not in {layer["layer"] for layer in plan["layers"]}
+        },
     }
 
 
@@ -84,7 +89,7 @@ _KINDS = {
     "latency": "latency at this scheme",
     "macs": "multiply-accumulates",
     "size": "file's size",
-    "ram": "memory of activations",
+    "ram": "RAM",
 }
 
 
@@ -123,7 +128,7 @@ def _candidate(candidate: Mapping[str, Any], search: Mapping[str, Any]) -> dict[
 
 def _layers(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return every layer's widths and MACs before and after, and why it was left whole if it had to be."""
-    limits = {name: group["limit"] for group in plan["groups"] for name in group["layers"]}
+    limits = _fixed(plan)
     return [
         {
             "layer": layer["layer"],
@@ -134,3 +139,11 @@ def _layers(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for layer in plan["layers"]
     ]
+
+
+def _fixed(plan: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return why layers were left whole; of reports from before plans told it, as far as their groups do."""
+    found: Mapping[str, str] | None = plan.get("fixed")
+    if found is not None:
+        return found
+    return {name: group["limit"] for group in plan["groups"] for name in group["layers"]}

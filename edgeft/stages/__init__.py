@@ -10,9 +10,10 @@ from edgeft.stages.finetuning import finetune
 from edgeft.stages.prune_planning import plan_pruning
 from edgeft.stages.pruning import prune
 from edgeft.stages.quantizing import measure_sensitivity, quantize
-from edgeft.stages.weighing import check_pruning
+from edgeft.stages.weighing import check_budget, check_pruning
 
 __all__ = [
+    "check_budget",
     "check_pruning",
     "export",
     "finetune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ class Device:
     timing: Measure
     embedded: bool = False
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the cost of a candidate depends on, as JSON values; how long the clock runs is not among it."""
+        return {
+            "profile": self.profile.model_dump(mode="json", by_alias=True),
+            "scheme": self.quantize.scheme,
+            "float_layers": self.quantize.float_layers,
+            "embedded": self.embedded,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -57,6 +68,7 @@ def choose(
     device: Device | None,
     folder: Path,
     *,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> Selection:
     """Return the widths that meet the budget of `config`.
@@ -71,6 +83,7 @@ def choose(
         config: Budget and allocation.
         device: Needed for all budgets but that of MACs.
         folder: For search.json and the unpruned network's file.
+        seed: That of `analysis`.
         progress: Told which candidate is tried.
 
     Raises:
@@ -83,7 +96,13 @@ def choose(
         share = budget.share
         widths = analysis.full if share == 1.0 else analysis.widths(macs=share, allocation=config.allocation)
         return Selection(widths=widths, search={})
-    identity = {"config": config.model_dump(mode="json"), "groups": [list(g.layers) for g in analysis.groups]}
+    identity = {
+        "config": config.model_dump(mode="json"),
+        "groups": [list(g.layers) for g in analysis.groups],
+        "bounds": dataclasses.asdict(analysis.bounds),
+        "seed": seed,
+        "device": device.identity,
+    }
     stored = _stored(folder, identity)
     if stored is not None:
         return stored

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from onnx import numpy_helper
 
 from edgeft import measure, training
-from edgeft.pruning import Analysis
+from edgeft.errors import BudgetError
+from edgeft.pruning import Analysis, PruningPlan
 from edgeft.pruning.groups import ChannelGroup
 from edgeft.recipe import Measure, Prune, Quantize
 from edgeft.stages import weighing
@@ -36,9 +38,9 @@ class GroupReport:
     """One group of coupled channels, or of attention heads.
 
     `members` maps each layer to its parts in the group, `coupled_by` says what ties them. `macs_share` and
-    `time_share` are those of the layers that write the channels, 0..1; the time is None where it is not known.
-    `accuracy` and `loss` are those of the network with this group alone cut to `tried_width`, untrained; all three
-    are None where it cannot be cut.
+    `time_share` are what writing the channels takes of the whole network's, 0..1; the time is None where it is not
+    known. `accuracy` and `loss` are those of the network with this group alone cut to `tried_width`, untrained; all
+    three are None where it cannot be cut. `planned_width` is None where the budget is out of reach.
     """
 
     layers: tuple[str, ...]
@@ -52,7 +54,7 @@ class GroupReport:
     tried_width: int | None
     accuracy: float | None
     loss: float | None
-    planned_width: int
+    planned_width: int | None = None
 
 
 def plan_pruning(
@@ -67,6 +69,7 @@ def plan_pruning(
     quantize: Quantize | None = None,
     timing: Measure | None = None,
     embedded: bool = False,
+    known: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress = silent,
     **settings: Any,
@@ -75,7 +78,8 @@ def plan_pruning(
 
     Args:
         model: As in `prune`.
-        train: As in `prune`; read for gradients and after a rewrite only.
+        train: Unaugmented training batches in mixed order, the `statistics` of `prune`; for gradients and after a
+            rewrite only.
         val: Batches that sensitivities are measured on.
         config: As in `prune`.
         limits: As in `prune`.
@@ -84,17 +88,20 @@ def plan_pruning(
         quantize: As in `prune`.
         timing: As in `prune`.
         embedded: As in `prune`.
+        known: What this returned, as JSON holds it, for the same arguments but `profile` and the fields `budget`,
+            `target` and `allocation` of the settings: what was measured of the groups is taken from there.
         seed: As in `prune`.
         progress: Told which group is tried.
         **settings: Fields of `recipe.Prune`.
 
     Returns:
         ``samples``, ``accuracy`` and ``loss`` (of the uncut network), ``times`` (where the shares of time come from,
-        or why there are none), ``groups`` (`GroupReport`), ``rewrite``, ``plan`` (shares of MACs and parameters)
-        and ``search`` (as `prune` reports it).
+        or why there are none), ``groups`` (`GroupReport`), ``fixed`` (layers of no group, and why), ``rewrite``,
+        ``plan`` (shares of MACs and parameters), ``search`` (as `prune` reports it) and ``missed``: message and hint
+        where the budget is out of reach and there is no plan, else None.
 
     Raises:
-        EdgeftError: As `prune`.
+        EdgeftError: As `prune`, save for the budget.
     """
     config = parse_config(Prune, config, settings)
     profile = find_profile(config, profile)
@@ -103,49 +110,84 @@ def plan_pruning(
     limits = limits or (profile.prune if profile else PruneLimits())
     analysis = weighing.analyse(source, config, limits, train, seed=seed, progress=progress)
     inputs = few_inputs(val, INPUTS)
+    measured = known or _measure(analysis, source, timed, quantize, inputs, val, progress)
+    groups = [GroupReport(**group) for group in measured["groups"]] if known else measured["groups"]
+    trial = None
+    if profile is not None:
+        trial = Device(
+            profile=profile,
+            quantize=quantize,
+            inputs=inputs,
+            timing=timing or Measure(),
+            embedded=embedded,
+        )
+    missed, search, shares = None, {}, None
+    widths: Sequence[int | None] = [None] * len(groups)
     with tempfile.TemporaryDirectory(prefix="edgeft-plan-") as folder:
-        times, origin = _layer_times(source, timed, quantize, inputs, Path(folder))
-        device = None
-        if profile is not None:
-            device = Device(
-                profile=profile,
-                quantize=quantize,
-                inputs=inputs,
-                timing=timing or Measure(),
-                embedded=embedded,
+        try:
+            selection = choose(
+                analysis, model, source.module, config, trial, Path(folder), seed=seed, progress=progress
             )
-        selection = choose(analysis, model, source.module, config, device, Path(folder), progress=progress)
-    plan = analysis.apply(selection.widths).plan
-    accuracy, loss, samples = _score(source.module, val)
+        except BudgetError as error:
+            missed = {"message": error.message, "hint": error.hint}
+        else:
+            widths, search = selection.widths, dict(selection.search)
+            shares = _shares(analysis.apply(selection.widths).plan)
     return {
-        "samples": samples,
-        "accuracy": accuracy,
-        "loss": loss,
-        "times": origin,
-        "groups": _groups(analysis, selection.widths, times, val, progress),
+        **{key: measured[key] for key in _MEASURED},
+        "groups": [
+            dataclasses.replace(group, planned_width=width)
+            for group, width in zip(groups, widths, strict=True)
+        ],
+        "fixed": _outside(analysis),
         "rewrite": rewritten,
-        "plan": {
-            "macs_share": plan.macs_share,
-            "params_share": plan.params_after / plan.params_before,
-            "macs_before": plan.macs_before,
-            "macs_after": plan.macs_after,
-        },
-        "search": dict(selection.search),
+        "plan": shares,
+        "search": search,
+        "missed": missed,
     }
 
 
-def _groups(
+_MEASURED = ("samples", "accuracy", "loss", "times")
+
+
+def _measure(
     analysis: Analysis,
-    widths: tuple[int, ...],
-    times: Mapping[str, float],
+    source: FloatModel,
+    timed: TargetProfile | None,
+    quantize: Quantize,
+    inputs: torch.Tensor,
     val: Batches,
     progress: Progress,
+) -> dict[str, Any]:
+    """Return what is measured of the uncut network and of its groups, whatever the budget."""
+    with tempfile.TemporaryDirectory(prefix="edgeft-plan-") as folder:
+        times, origin = _time_shares(source, timed, quantize, inputs, Path(folder))
+    accuracy, loss, samples = _score(source.module, val)
+    groups = _groups(analysis, times, val, progress)
+    return dict(zip((*_MEASURED, "groups"), (samples, accuracy, loss, origin, groups), strict=True))
+
+
+def _shares(plan: PruningPlan) -> dict[str, Any]:
+    return {
+        "macs_share": plan.macs_share,
+        "params_share": plan.params_after / plan.params_before,
+        "macs_before": plan.macs_before,
+        "macs_after": plan.macs_after,
+    }
+
+
+def _outside(analysis: Analysis) -> dict[str, str]:
+    """Return the layers that are in no group, and why."""
+    followed = {layer for group in analysis.groups for layer in group.layers}
+    return {layer: reason for layer, reason in analysis.fixed.items() if layer not in followed}
+
+
+def _groups(
+    analysis: Analysis, times: Mapping[str, float], val: Batches, progress: Progress
 ) -> list[GroupReport]:
-    written, total_time = analysis.costs.written(), sum(times.values())
+    macs, shares_of_time = analysis.costs.written(), analysis.costs.shared_out(times)
     reports = []
-    for number, (group, ladder, planned) in enumerate(
-        zip(analysis.groups, analysis.ladders, widths, strict=True)
-    ):
+    for number, (group, ladder) in enumerate(zip(analysis.groups, analysis.ladders, strict=True)):
         progress(f"sensitivity of {', '.join(group.layers[:2])}", done=number, total=len(analysis.groups))
         tried, accuracy, loss = None, None, None
         if len(ladder) > 1:
@@ -160,14 +202,11 @@ def _groups(
                 unit=group.unit,
                 limit=analysis.limits[number],
                 width=group.width,
-                macs_share=written[number] / analysis.full_macs,
-                time_share=sum(times.get(n, 0.0) for n in set(group.layers)) / total_time
-                if total_time
-                else None,
+                macs_share=macs[number] / analysis.full_macs,
+                time_share=shares_of_time[number] if times else None,
                 tried_width=tried,
                 accuracy=accuracy,
                 loss=loss,
-                planned_width=planned,
             )
         )
     return reports
@@ -188,12 +227,12 @@ def _score(module: torch.nn.Module, val: Batches) -> tuple[float, float, int]:
     return float((logits.argmax(axis=1) == labels).mean()), float(loss), len(labels)
 
 
-def _layer_times(
+def _time_shares(
     source: FloatModel, timed: TargetProfile | None, quantize: Quantize, inputs: torch.Tensor, folder: Path
 ) -> tuple[dict[str, float], str]:
-    """Return milliseconds by layer of the uncut network, and where they come from or why there are none."""
+    """Return each layer's share of the uncut network's time, and where it comes from or why there is none."""
     if timed is None or timed.runtime.name != "onnxruntime" or timed.runtime.device != "cpu":
-        return {}, "no times: only ONNX Runtime on the CPU tells them layer by layer"
+        return {}, "no times: layers are told apart in the files of ONNX Runtime on the CPU"
     if timed.runtime.host:
         return {}, "no times: layers are not timed on another machine"
     if quantize.scheme != "int8":
@@ -201,9 +240,15 @@ def _layer_times(
     program = quick_program(source, quantize, timed, inputs)
     artifact = export(program, timed, folder, name="uncut")
     nodes = measure.operation_times(artifact, timed, np.asarray(inputs.numpy()))
-    layers = _layers_of_nodes(artifact.path, program)
-    times = {layers[node]: ms for node, ms in nodes.items() if node in layers}
-    return times, f"ONNX Runtime's profile of the uncut int8 file on {timed.id}"
+    layers, total = _layers_of_nodes(artifact.path, program), sum(nodes.values())
+    shares: defaultdict[str, float] = defaultdict(float)
+    for node, ms in nodes.items():
+        if node in layers:
+            shares[layers[node]] += ms / total
+    return shares, (
+        f"ONNX Runtime's profile of the uncut int8 file on {timed.id}; {1 - sum(shares.values()):.0%} went to "
+        "operations that are no convolution or linear layer with integer weights"
+    )
 
 
 def _layers_of_nodes(path: Path, program: QuantModel) -> dict[str, str]:

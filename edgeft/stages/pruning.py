@@ -29,7 +29,7 @@ from edgeft.types import EpochRecord, FloatModel, Progress, silent
 INPUTS = 8
 """Real inputs that candidates are calibrated on and timed with."""
 _GATE_BATCHES, _NORM_BATCHES, _MOMENT_BATCHES = 8, 32, 8
-"""Training batches for the means of squeeze-and-excite gates, for batch norms after a rewrite or a cut, and for the
+"""Batches for the means of squeeze-and-excite gates, for batch norms after a rewrite or a cut, and for the
 second moments that say how much of a removed channel the others can make up for."""
 
 
@@ -44,8 +44,10 @@ def prune(
     quantize: Quantize | None = None,
     timing: Measure | None = None,
     embedded: bool = False,
+    statistics: Batches | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
+    device: str = "cpu",
     progress: Progress = silent,
     **settings: Any,
 ) -> FloatModel:
@@ -65,9 +67,12 @@ def prune(
         quantize: Scheme of the files that are tried; int8 by default.
         timing: Rounds and stop rule of the clock.
         embedded: Whether the files will normalise pictures by themselves.
+        statistics: Unaugmented training batches in mixed order, for gradients, gates, batch norms and second moments;
+            `train` by default.
         seed: As in `finetune`.
         checkpoint: As in `finetune`. Beside it lie a search's results, the unpruned network's file on the target, and
             the networks between the steps of an iterative schedule.
+        device: As in `finetune`.
         progress: As in `finetune`.
         **settings: Fields of `recipe.Prune`.
 
@@ -77,38 +82,44 @@ def prune(
         ConfigError: A setting is unknown or out of range, or a budget needs a target.
         ExportError: A candidate cannot be exported.
         MeasurementError: A candidate cannot be timed.
+        MissingDependencyError: The device is not there.
     """
     config = parse_config(Prune, config, settings)
     profile = find_profile(config, profile)
     limits = limits or (profile.prune if profile else PruneLimits())
     started = time.monotonic()
-    source, rewritten = rewrite(model, config, train, seed=seed)
-    analysis = weighing.analyse(source, config, limits, train, seed=seed, progress=progress)
+    statistics = train if statistics is None else statistics
+    source, rewritten = rewrite(model, config, statistics, seed=seed)
+    analysis = weighing.analyse(source, config, limits, statistics, seed=seed, progress=progress)
     with contextlib.ExitStack() as stack:
         folder = (
             checkpoint.parent
             if checkpoint
             else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeft-prune-")))
         )
-        device = None
+        trial = None
         if profile is not None:
-            device = Device(
+            trial = Device(
                 profile=profile,
                 quantize=quantize or Quantize(),
                 inputs=few_inputs(val, INPUTS),
                 timing=timing or Measure(),
                 embedded=embedded,
             )
-        selection = choose(analysis, model, source.module, config, device, folder, progress=progress)
+        selection = choose(
+            analysis, model, source.module, config, trial, folder, seed=seed, progress=progress
+        )
         cutting = _Cutting(
             model=model,
             source=source,
             train=train,
+            statistics=statistics,
             val=val,
             config=config,
             limits=limits,
             seed=seed,
             checkpoint=checkpoint,
+            device=device,
             progress=progress,
         )
         pruned, steps = cutting.cut(analysis, selection.widths)
@@ -146,9 +157,15 @@ def find_profile(config: Prune, profile: TargetProfile | None) -> TargetProfile 
 
 
 def rewrite(
-    model: FloatModel, config: Prune, train: Batches, *, seed: int
+    model: FloatModel, config: Prune, statistics: Batches, *, seed: int
 ) -> tuple[FloatModel, dict[str, Any]]:
     """Return the network that is cut, and what was rewritten in it (nothing: the model itself).
+
+    Args:
+        model: The network; not changed.
+        config: Says what is rewritten.
+        statistics: Unaugmented training batches.
+        seed: Of the order of the batches.
 
     Raises:
         ModelError: There is nothing to rewrite.
@@ -156,10 +173,10 @@ def rewrite(
     if config.rewrite == "none":
         return model, {}
     done = models.to_edge_lite(
-        model.module, (x for x, _ in weighing.first_batches(train, _GATE_BATCHES, seed=seed))
+        model.module, (x for x, _ in weighing.first_batches(statistics, _GATE_BATCHES, seed=seed))
     )
     # Other activations give other statistics; without new ones recovery would begin far away.
-    training.reestimate_batch_norm(done.module, weighing.first_batches(train, _NORM_BATCHES, seed=seed))
+    training.reestimate_batch_norm(done.module, weighing.first_batches(statistics, _NORM_BATCHES, seed=seed))
     record = {
         "name": config.rewrite,
         "activations": list(done.activations),
@@ -176,18 +193,22 @@ class _Cutting:
     model: FloatModel
     source: FloatModel
     train: Batches
+    statistics: Batches
     val: Batches
     config: Prune
     limits: PruneLimits
     seed: int
     checkpoint: Path | None
+    device: str
     progress: Progress
 
     def cut(self, analysis: Analysis, widths: Widths) -> tuple[PrunedModel, list[dict[str, Any]]]:
         """Return the network with the given widths, and what happened in the steps before the last one."""
         current, records = analysis, []
-        for step in range(1, self.config.steps):
-            part = self._cut(current, _between(analysis, widths, step / self.config.steps))
+        # A rewrite that meets the budget by itself leaves nothing to cut little by little.
+        steps = self.config.steps if widths != analysis.full else 1
+        for step in range(1, steps):
+            part = self._cut(current, _between(analysis, widths, step / steps))
             record: dict[str, Any] = {"macs": part.plan.macs_after / analysis.full_macs}
             module = self._stored(step)
             if module is None:
@@ -199,7 +220,7 @@ class _Cutting:
             records.append(record)
             narrower = dataclasses.replace(self.source, module=module.eval())
             current = weighing.analyse(
-                narrower, self.config, self.limits, self.train, seed=self.seed, progress=self.progress
+                narrower, self.config, self.limits, self.statistics, seed=self.seed, progress=self.progress
             )
         last = self._cut(current, widths)
         parameters = sum(p.numel() for p in last.module.parameters())
@@ -207,10 +228,10 @@ class _Cutting:
 
     def _cut(self, analysis: Analysis, widths: Widths) -> PrunedModel:
         """Return the network with the given widths, its weights and batch norms fitted to what is left."""
-        batches = [x for x, _ in weighing.first_batches(self.train, _MOMENT_BATCHES, seed=self.seed)]
+        batches = [x for x, _ in weighing.first_batches(self.statistics, _MOMENT_BATCHES, seed=self.seed)]
         pruned = analysis.apply(widths, moments=analysis.moments(batches))
         training.reestimate_batch_norm(
-            pruned.module, weighing.first_batches(self.train, _NORM_BATCHES, seed=self.seed)
+            pruned.module, weighing.first_batches(self.statistics, _NORM_BATCHES, seed=self.seed)
         )
         return pruned
 
@@ -227,6 +248,7 @@ class _Cutting:
             seed=self.seed,
             checkpoint=None if step is not None else self.checkpoint,
             teacher=copy.deepcopy(self.model.module).eval(),
+            device=self.device,
             progress=self.progress,
         )
 

@@ -47,6 +47,7 @@ def quantize(
     statistics: Batches | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
+    device: str = "cpu",
     progress: Progress = silent,
     **settings: Any,
 ) -> QuantModel:
@@ -64,6 +65,7 @@ def quantize(
         statistics: Unaugmented training batches for the batch norms' statistics; `train` by default.
         seed: As in `finetune`.
         checkpoint: As in `finetune`.
+        device: As in `finetune`; calibration and conversion run on the CPU.
         progress: As in `finetune`.
         **settings: Fields of `recipe.Quantize`.
 
@@ -73,6 +75,7 @@ def quantize(
         DataError: Fewer calibration samples than the calibration recipe asks for.
         BudgetError: `max_accuracy_drop` is missed; the message says by how much.
         ConfigError: A setting is unknown or out of range, or `float_layers` names no layer.
+        MissingDependencyError: The device is not there.
     """
     config = parse_config(Quantize, config, settings)
     if not config.calibrates:
@@ -118,7 +121,7 @@ def quantize(
         return right_answers(program.program, val)[0]
 
     def train_graph(fake: GraphModule) -> tuple[EpochRecord, ...]:
-        return _train(fake, teacher, train, val, config, seed, checkpoint, progress)
+        return _train(fake, teacher, train, val, config, seed, checkpoint, device, progress)
 
     def rank(fake: GraphModule) -> tuple[Sensitivity, ...]:
         return quantization.sensitivities(fake, _spread(val, count), progress=progress)
@@ -231,6 +234,7 @@ def _train(
     config: Quantize,
     seed: int,
     checkpoint: Path | None,
+    device: str,
     progress: Progress,
 ) -> tuple[EpochRecord, ...]:
     """Train a fake-quant graph in place after the float network; it ends up in evaluation mode."""
@@ -247,6 +251,7 @@ def _train(
         teacher=teacher,
         phases=phases,
         paces=phases.paces,
+        device=device,
         progress=progress,
     )
     phases.enter_evaluation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import itertools
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import nn
 from edgeft import models, pruning
 from edgeft.errors import ConfigError, nearest
 from edgeft.pruning import Analysis
+from edgeft.pruning.limits import out_of_reach
 from edgeft.pruning.macs import evaluation
 from edgeft.recipe import Prune
 from edgeft.target import PruneLimits
@@ -70,11 +72,42 @@ def check_pruning(module: nn.Module, config: Prune) -> None:
         ConfigError: A name of `keep` or `floor` is that of no layer.
         ModelError: There is nothing to rewrite.
     """
+    network = _rewritten(module, config)
     for key, patterns in (("keep", config.keep), ("floor", config.floor)):
         for pattern in patterns:
-            matching_layers(module, key, pattern)
-    if config.rewrite == "edge-lite":
-        models.to_edge_lite(module)
+            matching_layers(network, key, pattern)
+
+
+def check_budget(model: FloatModel, config: Prune, limits: PruneLimits) -> None:
+    """Raise what can be known of a budget out of reach before the network is trained: shapes tell, not weights.
+
+    Of MACs that is all. What has to be tried on a target can only be met if anything can be cut at all, or is
+    rewritten.
+
+    Args:
+        model: The network; its weights do not matter.
+        config: Settings of the stage.
+        limits: As in `analyse`.
+
+    Raises:
+        BudgetError: The budget is out of reach; the message names the best reachable.
+        EdgeftError: As `analyse`.
+    """
+    share, untrained = config.budget.share, config
+    if config.criterion == "taylor":  # needs data, and changes nothing of how far can be cut
+        untrained = config.model_copy(update={"criterion": "magnitude"})
+    source = dataclasses.replace(model, module=_rewritten(model.module, config))
+    analysis = analyse(source, untrained, limits, (), seed=0)
+    if config.budget.kind == "macs":
+        if share < 1.0:
+            analysis.widths(macs=share, allocation=config.allocation)
+    elif analysis.lowest == analysis.full and config.rewrite == "none":
+        raise out_of_reach(analysis, share, what=config.budget.kind)
+
+
+def _rewritten(module: nn.Module, config: Prune) -> nn.Module:
+    """Return the network that is cut, in shape: its weights are not fitted to a rewrite."""
+    return module if config.rewrite == "none" else models.to_edge_lite(module).module
 
 
 def _floors(module: nn.Module, floor: Mapping[str, float]) -> dict[str, float]:
@@ -102,7 +135,7 @@ def matching_layers(module: nn.Module, key: str, pattern: str) -> list[str]:
         shown = ", ".join(layers[:_SHOWN]) + (", ..." if len(layers) > _SHOWN else "")
         raise ConfigError(
             f"prune.{key}: no convolution or linear layer is called {pattern!r}{nearest(pattern, layers)}",
-            f"the layers are {shown} (all: edgeft prune RECIPE --explain)",
+            f"the layers are {shown}; leave the name out, and edgeft prune RECIPE --explain shows them all",
         )
     return named
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -147,8 +149,7 @@ def test_sensitivity_holds_layers_wide() -> None:
 def test_macs_are_told_group_by_group() -> None:
     analysis = analyse(plain())
     assert sum(analysis.costs.written()) == analysis.full_macs
-    assert analysis.savings()[2] == 0
-    assert analysis.savings()[0] == analysis.full_macs - analysis.macs((8, 64, 10))
+    assert analysis.costs.shared_out({"0": 0.25, "2": 0.5}) == (0.25, 0.5, 0.0)
 
 
 def test_zeros_padded_beside_channels_shift_them() -> None:
@@ -201,9 +202,44 @@ def test_a_channel_multiple_above_all_layers_leaves_nothing() -> None:
 
 def test_a_budget_out_of_reach_names_the_best() -> None:
     analysis = analyse(plain())
-    best = f"{analysis.lowest_macs / analysis.full_macs:.3f}"
-    with pytest.raises(BudgetError, match=rf"0\.010 cannot be met.*{best} of the MACs"):
+    with pytest.raises(BudgetError, match=r"0\.010 cannot be met") as caught:
         analysis.widths(macs=0.01)
+    assert "depthwise" not in caught.value.hint and "floor" not in caught.value.hint
+
+
+@pytest.mark.parametrize("width", [24, 40, 56, 72])
+def test_the_best_that_a_message_names_can_be_set(width: int) -> None:
+    network = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 88, 3), nn.Conv2d(88, 5, 3))
+    analysis = analyse(network)
+    with pytest.raises(BudgetError) as caught:
+        analysis.widths(macs=0.01)
+    best = re.search(r"width (0\.\d{3}) of the MACs", caught.value.message)
+    assert best and analysis.widths(macs=float(best[1])) == analysis.lowest
+
+
+def test_limits_that_bind_are_named() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 72, 1), nn.Conv2d(72, 72, 3, groups=72), nn.Conv2d(72, 48, 1), nn.Conv2d(48, 5, 1)
+    )
+    with pytest.raises(BudgetError) as caught:
+        analyse(network, depthwise_multiple=16, sensitivity={"2": 0.8}).widths(macs=0.01)
+    assert "depthwise multiple 16 (holds 1 of the groups wider)" in caught.value.hint
+    assert "prune.floor (holds 1 of the groups wider)" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("wrap", "part"),
+    [
+        (nn.utils.weight_norm, "weight_g, weight_v"),
+        (nn.utils.spectral_norm, "weight_orig"),
+        (nn.utils.parametrizations.weight_norm, "a parametrization"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_weights_that_are_computed_at_every_call_are_refused(wrap: Callable, part: str) -> None:
+    with pytest.raises(ModelError, match=f"layer 0 cannot be cut: its weight is computed .*{part}"):
+        analyse(nn.Sequential(wrap(nn.Conv2d(3, 32, 3)), nn.Conv2d(32, 8, 3)))
 
 
 def test_a_failing_forward_names_the_layer() -> None:

@@ -178,6 +178,7 @@ def test_fused_kernels_are_named() -> None:
 
     analysis = analyse(transformer(Block))
     assert analysis.fixed["attention.attention"] == "attention in one kernel"
+    assert analysis.plan(analysis.full, 0).to_dict()["fixed"] == analysis.fixed, "the report can say so"
     assert analysis.apply(analysis.lowest).module.mlp[0].out_features == 32
 
 

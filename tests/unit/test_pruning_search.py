@@ -88,7 +88,22 @@ def test_a_budget_out_of_reach_names_the_best():
     assert (
         "0.370 [0.360, 0.380]" in message and "10.0% of its MACs" in message and "latency_ms 0.74" in message
     )
-    assert "at least 0.370" in raised.value.hint
+    assert "at least 0.380" in raised.value.hint, "the upper end: the next measurement is another one"
+
+
+def test_the_named_best_can_be_set():
+    def clock(budget: float) -> Search:
+        return Search(
+            lambda share: (int(share * FULL),),
+            lambda w: w[0] / FULL,
+            lambda w: Cost(value=0.31337 + 0.68663 * w[0] / FULL),
+            budget=budget,
+            lowest=LOWEST,
+        )
+
+    with pytest.raises(BudgetError) as raised:
+        clock(0.2).run()
+    assert clock(float(raised.value.hint.split("at least ")[1].split(",")[0])).run()
 
 
 def test_a_budget_just_out_of_reach_is_told_from_one_just_within():

@@ -76,6 +76,14 @@ def test_the_search_and_the_widths_are_shown():
     assert "rewritten" not in shown["facts"]
 
 
+def test_layers_of_no_group_say_why_they_were_left():
+    fixed = {"stem": "not followed", "mixer": "attention in one kernel"}
+    shown = pruning.section(report(plan={**PLAN, "fixed": fixed}))
+    assert shown is not None
+    assert [layer["limit"] for layer in shown["layers"]] == ["not followed", ""]
+    assert shown["uncounted"] == {"mixer": "attention in one kernel"}
+
+
 def test_a_rewrite_and_a_budget_without_a_search():
     rewrite = {"name": "edge-lite", "activations": ["a", "b"], "gates": ["c"], "folded": []}
     shown = pruning.section(report(search=None, rewrite=rewrite))

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edgeft
 from edgeft import calibration, stages
-from edgeft.errors import BudgetError, ConfigError, DataError, ModelError
+from edgeft.errors import BudgetError, ConfigError, DataError, MissingDependencyError, ModelError
 from edgeft.recipe import Finetune, Quantize
 from edgeft.types import FloatModel
 
@@ -122,6 +122,14 @@ def test_calibration_takes_exactly_what_it_asks_for(model: FloatModel):
     )
     assert seen == [10, 10], "no batch more than needed is read"
     assert program.history[-1].results["val_accuracy_float"] >= 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_quantization_aware_training_is_on_the_given_device(model: FloatModel):
+    settings = {"calibration": few(16), "augment": "none", "epochs": 1, "device": "cuda"}
+    with pytest.raises(MissingDependencyError, match="device 'cuda'"):
+        stages.quantize(model, batches(16), batches(8), method="qat", **settings)
+    assert stages.quantize(model, batches(16), batches(8), method="ptq", **settings).layers
 
 
 def test_unlabelled_batches_calibrate_too(model: FloatModel):

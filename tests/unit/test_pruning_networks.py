@@ -50,6 +50,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, float]] = {
     "resnet18": (torchvision_model("resnet18"), IMAGE, 0.08),
     "resnet50": (torchvision_model("resnet50"), IMAGE, 0.08),
     "vgg11_bn": (torchvision_model("vgg11_bn"), IMAGE, 0.08),
+    "vgg16": (torchvision_model("vgg16"), IMAGE, 0.08),
     "densenet121": (torchvision_model("densenet121"), IMAGE, 0.08),
     "squeezenet1_1": (torchvision_model("squeezenet1_1"), IMAGE, 0.11),
     "shufflenet_v2": (torchvision_model("shufflenet_v2_x1_0"), IMAGE, 0.31),

@@ -21,7 +21,7 @@ _HOST_KEYS: Final = ("cpu", "machine", "cores", "flags")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class _Side(_Part):

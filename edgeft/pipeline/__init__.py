@@ -61,7 +61,7 @@ class RunSummary:
 
 def check(recipe: Recipe, *, base: Path | None = None) -> list[Finding]:
     """Return the findings of `edgeft check`, errors included; nothing is trained or written."""
-    return preflight.check(recipe, base=base or Path())
+    return preflight.check(recipe, base=base or Path(), thorough=True)
 
 
 def explain(recipe: Recipe, *, base: Path | None = None) -> list[str]:

@@ -17,6 +17,7 @@ from edgeft.pipeline import denials
 from edgeft.preprocessing import ImagePreprocessing, Preprocessing
 from edgeft.recipe import Recipe
 from edgeft.target import TargetProfile
+from edgeft.types import FloatModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,14 @@ class Finding:
     error: EdgeftError | None = None
 
 
-def check(recipe: Recipe, *, base: Path) -> list[Finding]:
+def check(recipe: Recipe, *, base: Path, thorough: bool = False) -> list[Finding]:
     """Return what was found, errors included; nothing is trained, decoded or written.
 
     Args:
         recipe: A parsed recipe.
         base: Folder that its paths are relative to.
+        thorough: Whether to look also at what a run can do without: if the network's shapes allow the budget of
+            pruning, which takes seconds (a run looks when it comes to train), and what later releases will need.
     """
     findings: list[Finding] = []
     for name in recipe.targets:
@@ -45,10 +48,10 @@ def check(recipe: Recipe, *, base: Path) -> list[Finding]:
         return findings  # everything else depends on the numbers of classes and samples
     found = data.scan(recipe.task, base)
     counts = _expected_counts(recipe, found)
-    findings += _guarded("model", lambda: _model(recipe, base, len(found.classes)))
+    findings += _guarded("model", lambda: _model(recipe, base, len(found.classes), thorough))
     findings += _guarded("metrics", lambda: _metrics(recipe, base))
     findings += _guarded("calibration", lambda: _calibration(recipe, base, counts["train"]))
-    findings += _guarded("gate", lambda: _gate(recipe, counts["test"]))
+    findings += _guarded("gate", lambda: _gate(recipe, counts["test"], thorough))
     return findings
 
 
@@ -127,7 +130,7 @@ def build_model(recipe: Recipe, base: Path, classes: int) -> models.BuiltModel:
     return build(recipe.model, classes, fresh=method == "retrain", keep_head=method == "none")
 
 
-def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:
+def _model(recipe: Recipe, base: Path, classes: int, thorough: bool) -> Iterator[Finding]:
     method = recipe.finetune.method if recipe.finetune else "none"
     built = build_model(recipe, base, classes)
     from edgeft import training  # takes seconds: after everything that is found out faster
@@ -149,6 +152,11 @@ def _model(recipe: Recipe, base: Path, classes: int) -> Iterator[Finding]:
 
         stages.check_pruning(built.module, recipe.prune)
     profiles = _profiles(recipe, base)
+    if recipe.prune and thorough:
+        network = FloatModel(
+            module=built.module.eval(), preprocessing=_preprocessing(recipe, base), labels=()
+        )
+        stages.check_budget(network, recipe.prune, target.common_prune_limits(profiles))
     if any(profile.ops.deny for profile in profiles):
         rewritten = recipe.prune is not None and recipe.prune.rewrite == "edge-lite"
         network = models.to_edge_lite(built.module).module if rewritten else built.module
@@ -198,7 +206,7 @@ def _calibration(recipe: Recipe, base: Path, available: int) -> Iterator[Finding
         )
 
 
-def _gate(recipe: Recipe, samples: int) -> Iterator[Finding]:
+def _gate(recipe: Recipe, samples: int, thorough: bool) -> Iterator[Finding]:
     margin = gating.accuracy_margin(recipe.gate, samples)
     certifiable = noninferiority.certifiable_margin(samples)
     text = (
@@ -214,7 +222,7 @@ def _gate(recipe: Recipe, samples: int) -> Iterator[Finding]:
         return
     yield Finding(level="ok", topic="gate", text=f"{text}; the margin is {margin:.1%}")
     kept = gating.Limits.of(recipe.gate).accuracy_margin
-    if samples < _needed(recipe, kept):
+    if thorough and samples < _needed(recipe, kept):
         yield Finding(
             level="warning",
             topic="gate",

@@ -141,6 +141,12 @@ def test_a_margin_that_cannot_be_certified_is_a_warning_with_a_way_out(tmp_path:
     assert "test samples are needed" in gate.hint
 
 
+def test_a_budget_that_shapes_cannot_meet_is_an_error(tmp_path: Path):
+    (error,) = errors(edgeft.check(digits(prune={"budget": {"macs": 0.01}}), base=tmp_path))
+    assert "0.010 cannot be met" in error.message
+    assert not errors(edgeft.check(digits(prune={"budget": {"macs": 0.6}}), base=tmp_path))
+
+
 def test_the_margin_between_releases_is_told_apart_from_the_runs_own(tmp_path: Path):
     run, release = [f for f in edgeft.check(digits(), base=tmp_path) if f.topic == "gate"]
     assert (run.level, release.level) == ("ok", "warning")

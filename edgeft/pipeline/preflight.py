@@ -153,10 +153,10 @@ def _model(recipe: Recipe, base: Path, classes: int, thorough: bool) -> Iterator
         stages.check_pruning(built.module, recipe.prune)
     profiles = _profiles(recipe, base)
     if recipe.prune and thorough:
-        network = FloatModel(
+        unpruned = FloatModel(
             module=built.module.eval(), preprocessing=_preprocessing(recipe, base), labels=()
         )
-        stages.check_budget(network, recipe.prune, target.common_prune_limits(profiles))
+        stages.check_budget(unpruned, recipe.prune, target.common_prune_limits(profiles))
     if any(profile.ops.deny for profile in profiles):
         rewritten = recipe.prune is not None and recipe.prune.rewrite == "edge-lite"
         network = models.to_edge_lite(built.module).module if rewritten else built.module

@@ -11,9 +11,10 @@ drops cannot add up); `judge` is the verdict that a run gives itself, against it
 
 from edgeft.gating.baseline import Baseline, read_baseline, write_baseline
 from edgeft.gating.checks import DEFAULT_MARGIN, MAX_CONFIDENT_FLIPS, SEED_NOTE, overall
+from edgeft.gating.exact import Limits
 from edgeft.gating.judging import accuracy_margin, judge
 from edgeft.gating.release import Candidate, commit_of, from_package, from_report, read_document, read_report
-from edgeft.gating.releasing import Limits, compare_releases, gate
+from edgeft.gating.releasing import compare_releases, gate
 from edgeft.gating.samples import SampleSet
 from edgeft.gating.timing import TimingRecord, read_timing
 from edgeft.gating.updating import changes, updated

@@ -81,6 +81,9 @@ def from_report(document: Mapping[str, Any], *, where: str = "report", commit: s
     labels = _indices(report.samples.labels, len(report.data.classes), f"{where}: samples.labels")
     _require_scored(where, len(report.samples.ids), len(labels), len(report.targets))
     samples, order = SampleSet.of(report.samples.ids, labels, report.data.classes, preprocessing)
+    names = [target.target for target in report.targets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{where}: targets holds {', '.join(twice)} more than once", _HINT)
     release = Release(
         name=report.name,
         created=report.created,

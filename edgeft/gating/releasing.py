@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgeft.errors import ConfigError
-from edgeft.gating import checks
-from edgeft.gating.baseline import Baseline, Estimate, Release, TargetRelease, read_baseline
-from edgeft.gating.checks import DEFAULT_MARGIN, SEED_NOTE, Pairing, overall
+from edgeft.gating import checks, exact
+from edgeft.gating.baseline import Baseline, Release, TargetRelease, read_baseline
+from edgeft.gating.checks import SEED_NOTE, Pairing, overall
+from edgeft.gating.exact import Limits
 from edgeft.gating.release import Candidate, read_report
 from edgeft.gating.samples import decode
 from edgeft.gating.timing import TimingRecord, latency, read_timing, require_useful
-from edgeft.recipe import Gate
 from edgeft.types import Check, IntArray, Verdict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the gate allows: the recipe's [gate] section, as far as a caller does not say otherwise.
-
-    Args:
-        accuracy_margin: Largest acceptable accuracy drop, 0..1. Never widened to what the samples can certify.
-        latency_ratio: Largest acceptable ratio of p50 latencies, and of a compiler's cycles.
-        size_ratio: Largest acceptable ratio of sizes, MACs and memory.
-        min_coverage: Least int8 share of MAC ops.
-        max_size_ratio: Largest size relative to the float file.
-    """
-
-    accuracy_margin: float
-    latency_ratio: float
-    size_ratio: float
-    min_coverage: float
-    max_size_ratio: float
-
-    @classmethod
-    def of(cls, gate: Gate, *, margin: float | None = None, latency_ratio: float | None = None) -> Limits:
-        """Return the limits of a recipe, or the caller's where given.
-
-        Raises:
-            ConfigError: A given limit makes no sense.
-        """
-        if margin is not None and not 0.0 < margin < 1.0:
-            raise ConfigError(f"margin {margin:g}: a share above 0 and below 1 is needed", "1 point is 0.01")
-        if latency_ratio is not None and not 0.0 < latency_ratio < math.inf:
-            raise ConfigError(
-                f"latency ratio {latency_ratio:g}: a finite number above 0 is needed", "5 % slower is 1.05"
-            )
-        return cls(
-            accuracy_margin=margin or gate.accuracy_margin or DEFAULT_MARGIN,
-            latency_ratio=latency_ratio or gate.latency_ratio,
-            size_ratio=gate.size_ratio,
-            min_coverage=gate.min_coverage,
-            max_size_ratio=gate.max_size_ratio,
-        )
 
 
 def gate(
@@ -135,13 +93,13 @@ def compare_releases(
     if anchor is not None:
         _require_shared(head, anchor.release, anchor_where)
     require_useful(records, base, head)
-    found = list(_missing(head, base, allow_missing=allow_missing))
+    found = list(exact.presence(head, base, allow_missing=allow_missing))
     found += _accuracy(candidate, base, pinned, limits.accuracy_margin)
     if head.macs is not None and base.macs is not None:
         of = "the baseline's"
         found.append(checks.at_most("macs", "", head.macs, base.macs, limits.size_ratio, of=of, unit="MACs"))
     for name in head.targets:
-        found += _exact(name, head, base, limits)
+        found += exact.figures(name, head, base, limits)
         found += [checks.budget(name, each) for each in candidate.budgets.get(name, ())]
         if name in base.targets:
             timed = latency(name, records, base, head, limits.latency_ratio)
@@ -203,79 +161,6 @@ def _predictions(candidate: Candidate, release: Release, target: str) -> IntArra
     samples = candidate.samples
     lines = release.targets[target].predictions
     return decode(lines, len(samples.classes), samples.count, f"{release.title}: target {target}")
-
-
-def _missing(head: Release, base: Release, *, allow_missing: bool) -> Iterator[Check]:
-    for name in base.targets:
-        if name not in head.targets:
-            yield Check(
-                name="target",
-                target=name,
-                outcome="no baseline" if allow_missing else "fail",
-                detail="in the baseline, missing in the report"
-                + (" (allowed)" if allow_missing else ": add it, or allow it with --allow-missing"),
-            )
-    for name in head.targets:
-        if name not in base.targets:
-            yield Check(
-                name="target",
-                target=name,
-                outcome="no baseline",
-                detail="new: the baseline does not know it; only its own limits are checked",
-            )
-
-
-def _exact(name: str, head: Release, base: Release, limits: Limits) -> Iterator[Check]:
-    """Check what needs no statistics: a target's own limits, and those relative to the baseline if it is there."""
-    now, then = head.targets[name], base.targets.get(name)
-    if now.float_size_bytes:
-        yield checks.at_most(
-            "size vs float",
-            name,
-            now.size_bytes,
-            now.float_size_bytes,
-            limits.max_size_ratio,
-            of="the float file's",
-        )
-    if then is not None:
-        for kind in ("size", "arena", "flash"):
-            new, old = getattr(now, f"{kind}_bytes"), getattr(then, f"{kind}_bytes")
-            if new is not None and old is not None:
-                yield checks.at_most(kind, name, new, old, limits.size_ratio, of="the baseline's")
-        if then.estimate is not None and now.estimate is not None:
-            yield _estimate(name, now.estimate, then.estimate, limits.latency_ratio)
-        if then.scheme != now.scheme:
-            yield Check(
-                name="scheme",
-                target=name,
-                outcome="no baseline",
-                detail=f"{now.scheme}, the baseline's file is {then.scheme}",
-            )
-    if now.coverage is not None:
-        was = f" (baseline {then.coverage.executed:.1%})" if then is not None and then.coverage else ""
-        yield checks.coverage(
-            name,
-            now.coverage.file,
-            now.coverage.executed,
-            limits.min_coverage,
-            f"{now.coverage.file:.1%} of the MAC ops are int8 in the file, {now.coverage.executed:.1%} as "
-            f"executed{was}; at least {limits.min_coverage:.0%}",
-        )
-    yield checks.parity(name, now.parity.samples, now.parity.flips, now.parity.confident_flips)
-
-
-def _estimate(name: str, now: Estimate, then: Estimate, limit: float) -> Check:
-    """Check cycles, which are exact, unless the compiler or its settings changed: then they do not compare."""
-    if now.source == then.source:
-        of = f"the baseline's by {now.source}:"
-        return checks.at_most("estimate", name, now.cycles, then.cycles, limit, of=of, unit="cycles")
-    return Check(
-        name="estimate",
-        target=name,
-        outcome="no baseline",
-        detail=f"{now.cycles:,} cycles by {now.source}, the baseline's {then.cycles:,} by {then.source}: figures of "
-        "two compilers or settings do not compare",
-    )
 
 
 def _own(candidate: Candidate) -> Iterator[str]:

@@ -243,6 +243,7 @@ def test_a_damaged_baseline_is_one_clear_message(write_report, tmp_path, damage,
     [
         (lambda d: d["samples"].update(ids=[], labels=[]), "zero test samples"),
         (lambda d: d.update(targets=[]), "no target"),
+        (lambda d: d["targets"].append(d["targets"][0]), f"targets holds {TARGET} more than once"),
         (lambda d: d["targets"][0]["accuracy"]["predictions"].__setitem__(0, None), "predictions.0"),
         (lambda d: d["targets"][0]["accuracy"]["predictions"].__setitem__(0, 3), "class indices from 0 to 3"),
         (lambda d: d["targets"][0]["accuracy"]["predictions"].pop(), "1999 predictions for 2000 samples"),

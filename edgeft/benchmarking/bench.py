@@ -180,7 +180,7 @@ def _accuracy_of(one: Subject, samples: Samples | None, progress: Progress) -> A
     if one.package is None or samples is None:
         return None
     package = dataclasses.replace(one.package, profile=one.profile)
-    return scoring.score_samples(package, samples, progress=progress)
+    return scoring.score(package, samples, progress=progress)
 
 
 def _variants(subjects: Sequence[Subject]) -> list[Variant]:

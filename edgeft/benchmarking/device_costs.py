@@ -96,7 +96,7 @@ def device_cost(
         ModelError: The file is no model, or is damaged.
         ExportError: The compiler failed, or leaves more operators to the CPU than the target allows.
         MissingDependencyError: The compiler or the runtime is not installed.
-        EdgeftError: Whatever `edgeft.package.read`, `labelled.read` and `scoring.score_samples` raise.
+        EdgeftError: Whatever `edgeft.package.read`, `labelled.read` and `scoring.score` raise.
     """
     path, package = Path(value), None
     if subjects.is_package(path):
@@ -113,7 +113,7 @@ def device_cost(
     estimate, memory = _cost(artifact, profile)
     scored = None
     if package is not None and samples is not None:
-        scored = scoring.score_samples(package, samples, progress=progress)
+        scored = scoring.score(package, samples, progress=progress)
     return DeviceCost(
         name=str(value),
         artifact=artifact,

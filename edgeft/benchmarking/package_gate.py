@@ -50,7 +50,7 @@ def gate_package(
 
     Raises:
         ConfigError: The baseline is damaged, or was made with other samples, labels, classes or preprocessing.
-        DataError: As `edgeft.benchmarking.scoring.score`.
+        DataError: As `edgeft.benchmarking.labelled.read` and `select`, or a sample cannot be decoded.
         MeasurementError: As `edgeft.benchmarking.scoring.score`.
         MissingDependencyError: The runtime is not installed.
     """
@@ -58,7 +58,7 @@ def gate_package(
     samples = labelled.read(package, data, columns=columns)
     if known is not None and known.samples.count < len(samples):
         samples = labelled.select(samples, " ".join(known.samples.ids).split(), str(data))
-    accuracy = scoring.score_samples(package, samples, workers=workers, progress=progress)
+    accuracy = scoring.score(package, samples, workers=workers, progress=progress)
     limits = known.release.limits if known else {}
     candidate = gating.from_package(
         package.manifest,

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 
 from edgeft import measure
 from edgeft.benchmarking import labelled
-from edgeft.benchmarking.labelled import Columns
 from edgeft.errors import MeasurementError
 from edgeft.package import Package
 from edgeft.types import AccuracyResult, InputArray, Progress, Samples, silent
 
 
 def score(
-    package: Package,
-    data: Path,
-    *,
-    columns: Columns | None = None,
-    only: Sequence[str] | None = None,
-    workers: int | None = None,
-    progress: Progress = silent,
+    package: Package, samples: Samples, *, workers: int | None = None, progress: Progress = silent
 ) -> AccuracyResult:
     """Run a package's model over labelled samples and return its accuracy, sample by sample.
 
@@ -32,28 +22,16 @@ def score(
 
     Args:
         package: What `edgeft.package.read` returned.
-        data: As `edgeft.benchmarking.labelled.read` takes it.
-        columns: Names of a table's columns.
-        only: Content ids of the samples to score, as `edgeft.benchmarking.labelled.select` takes them; all by default.
+        samples: What `edgeft.benchmarking.labelled.read` or `select` returned for it.
         workers: Processes at a time; by default as many as fit the cores of the profile's host with its threads each,
             and one on anything but a CPU.
         progress: Told how far it is, in samples.
 
     Raises:
-        DataError: As `edgeft.benchmarking.labelled.read` and `select`, or a sample cannot be decoded.
+        DataError: A sample cannot be decoded.
         MeasurementError: An output is not finite or has another shape than the labels, or a worker failed.
         MissingDependencyError: The runtime is not installed.
     """
-    samples = labelled.read(package, data, columns=columns)
-    if only is not None:
-        samples = labelled.select(samples, only, str(data))
-    return score_samples(package, samples, workers=workers, progress=progress)
-
-
-def score_samples(
-    package: Package, samples: Samples, *, workers: int | None = None, progress: Progress = silent
-) -> AccuracyResult:
-    """Score a package on samples that `edgeft.benchmarking.labelled` has read; otherwise as `score`."""
 
     def read(chunk: range) -> InputArray:
         with labelled.plainly():

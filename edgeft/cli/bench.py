@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeft.cli import console
+from edgeft.cli import timing_options as options
+from edgeft.cli.timing_options import (
+    HostOption,
+    InputsOption,
+    RandomOption,
+    RuntimeDeviceOption,
+    SettingOption,
+    ShapeOption,
+    ThreadsOption,
+)
 from edgeft.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -25,51 +35,38 @@ _LAYERS = 8
 """Shown of a compiled file, those of most cycles; --json has all."""
 
 
-def _option(name: str, metavar: str, text: str, **limits: Any) -> Any:
-    return typer.Option(name, metavar=metavar, help=text, **limits)
-
-
 def bench(
     models: Annotated[list[str], _MODELS],
-    inputs: Annotated[
-        Path | None,
-        _option("--inputs", "FOLDER", "Real samples: what a package takes, else .npy or .npz arrays."),
-    ] = None,
-    random: Annotated[
-        bool, typer.Option("--random", help="Feed random numbers instead of samples; the result says so.")
-    ] = False,
-    shape: Annotated[
-        list[str] | None, _option("--shape", "NAME=1,3,224,224", "Size of an input with free dimensions.")
-    ] = None,
-    batch: Annotated[int, _option("--batch", "N", "Samples per inference.", min=1)] = 1,
-    threads: Annotated[
-        int | None, _option("--threads", "N", "Threads per inference; the package's, else 1.", min=1)
-    ] = None,
+    inputs: InputsOption = None,
+    random: RandomOption = False,
+    shape: ShapeOption = None,
+    batch: Annotated[int, options.option("--batch", "N", "Samples per inference.", min=1)] = 1,
+    threads: ThreadsOption = None,
     streams: Annotated[
-        int, _option("--streams", "N", "Measure throughput too, with N inferences at a time.", min=1)
+        int, options.option("--streams", "N", "Measure throughput too, with N inferences at a time.", min=1)
     ] = 1,
     target: Annotated[
         str | None,
-        _option("--target", "NAME", "Target of files without a package; also the path of a profile."),
+        options.option("--target", "NAME", "Target of files without a package; also the path of a profile."),
     ] = None,
-    device: Annotated[str | None, _option("--device", "NAME", "The runtime's own name of a device.")] = None,
-    option: Annotated[
-        list[str] | None, _option("--option", "KEY=VALUE", "A setting of the runtime; may be repeated.")
-    ] = None,
-    host: Annotated[str, _option("--host", "ADDRESS", "Measure there: user@board, or adb:SERIAL.")] = "",
-    processes: Annotated[int, _option("--processes", "N", "Fresh processes per file.", min=1)] = 5,
-    runs: Annotated[int, _option("--runs", "N", "Least steady runs of each process.", min=1)] = 50,
+    device: RuntimeDeviceOption = None,
+    option: SettingOption = None,
+    host: HostOption = "",
+    processes: Annotated[int, options.option("--processes", "N", "Fresh processes per file.", min=1)] = 5,
+    runs: Annotated[int, options.option("--runs", "N", "Least steady runs of each process.", min=1)] = 50,
     duration: Annotated[
-        float, _option("--duration", "SECONDS", "Least time over the steady runs of each process.", min=0.0)
+        float,
+        options.option("--duration", "SECONDS", "Least time over the steady runs of each process.", min=0.0),
     ] = 1.0,
     warm_up: Annotated[
         float | None,
-        _option("--warm-up", "SECONDS", "Warm-up before them; a tenth of --duration.", min=0.0),
+        options.option("--warm-up", "SECONDS", "Warm-up before them; a tenth of --duration.", min=0.0),
     ] = None,
     data: Annotated[
-        Path | None, _option("--data", "DIR", "Labelled samples: measure the accuracy of packages too.")
+        Path | None,
+        options.option("--data", "DIR", "Labelled samples: measure the accuracy of packages too."),
     ] = None,
-    html: Annotated[Path | None, _option("--html", "FILE", "Write a page with figures.")] = None,
+    html: Annotated[Path | None, options.option("--html", "FILE", "Write a page with figures.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record, raw samples included, as JSON on stdout.")
     ] = False,
@@ -86,9 +83,16 @@ def bench(
     from edgeft import target as profiles
     from edgeft.reporting import bench_page, storage
 
-    if inputs is not None and random:
-        raise ConfigError("--inputs and --random exclude each other", "give one of them")
-    options, shapes = options_of(option), shapes_of(shape)
+    fed = options.fed_with(inputs, random)
+    settings: dict[str, Any] = {
+        "threads": threads,
+        "device": device,
+        "options": options.options_of(option),
+        "host": host,
+        "inputs": fed,
+        "batch": batch,
+        "shapes": options.shapes_of(shape),
+    }
     profile = profiles.load(target) if target else None
     clocks = {model: benchmarking.has_clock(model, profile) for model in models}
     if not any(clocks.values()):
@@ -115,24 +119,13 @@ def bench(
         )
     if html is not None:
         storage.require_writable(html)
-    fed: Path | Literal["random"] | None = "random" if random else inputs
-    settings: dict[str, Any] = {
-        "threads": threads,
-        "device": device,
-        "options": options,
-        "host": host,
-        "inputs": fed,
-        "batch": batch,
-        "shapes": shapes,
-        "profile": profile,
-    }
     rule = benchmarking.StopRule(
         processes=processes, min_runs=runs, min_seconds=duration, warm_up_seconds=warm_up
     )
     output = console.make(to_stderr=as_json)
     with console.StageLog(output) as log:
         log.stage_started("bench", "opening the files")
-        subjects = [benchmarking.subject(model, **settings) for model in models]
+        subjects = [benchmarking.subject(model, profile=profile, **settings) for model in models]
         done = benchmarking.benchmark_all(
             subjects, rule, streams=streams, data=data, progress=log.stage_progress
         )
@@ -192,29 +185,3 @@ def _print(record: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> None
     output.print("measured on", console.machine(record["host"]), soft_wrap=True)
     for text in record["warnings"]:
         output.print("warning:", text, soft_wrap=True)
-
-
-def options_of(texts: Sequence[str] | None) -> dict[str, str]:
-    """Return what --option was given as KEY=VALUE. Raises `ConfigError` for anything else."""
-    return dict(_pair(text, "--option", "KEY=VALUE") for text in texts or ())
-
-
-def shapes_of(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
-    """Return what --shape was given as NAME=1,3,224,224. Raises `ConfigError` for anything else."""
-    return dict(_shape(text) for text in texts or ())
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, sizes = _pair(text, "--shape", "NAME=1,3,224,224")
-    try:
-        return name, tuple(int(size) for size in sizes.split(","))
-    except ValueError:
-        raise ConfigError(f"--shape {text}: sizes are whole numbers with commas, NAME=1,3,224,224") from None
-
-
-def _pair(text: str, option: str, form: str) -> tuple[str, str]:
-    # The name of a tensor may hold a sign of equality, a list of sizes does not.
-    name, separator, value = text.rpartition("=") if option == "--shape" else text.partition("=")
-    if not (name and separator and value):
-        raise ConfigError(f"{option} {text}: allowed is {form}")
-    return name, value

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from edgeft.cli import console
-from edgeft.cli.bench import options_of, shapes_of
+from edgeft.cli import timing_options as options
+from edgeft.cli.timing_options import (
+    HostOption,
+    InputsOption,
+    RandomOption,
+    RuntimeDeviceOption,
+    SettingOption,
+    ShapeOption,
+    ThreadsOption,
+)
 from edgeft.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -27,39 +36,25 @@ def _model(metavar: str, text: str) -> Any:
     return typer.Argument(metavar=metavar, help=f"A package, or an .onnx, .xml or .tflite file: {text}")
 
 
-def _option(name: str, metavar: str, text: str, **limits: Any) -> Any:
-    return typer.Option(name, metavar=metavar, help=text, **limits)
-
-
 def compare(
     base: Annotated[str, _model("BASE", "what is released.")],
     head: Annotated[str, _model("HEAD", "what is to be released.")],
     limit: Annotated[
-        float, _option("--limit", "RATIO", "Largest acceptable ratio of head's p50 latency to base's.")
+        float, options.option("--limit", "RATIO", "Largest acceptable ratio of head's p50 latency to base's.")
     ] = 1.05,
     time_limit: Annotated[
-        float, _option("--time-limit", "SECONDS", "When to give up on an answer that is not clear.")
+        float, options.option("--time-limit", "SECONDS", "When to give up on an answer that is not clear.")
     ] = 60.0,
-    inputs: Annotated[
-        Path | None,
-        _option("--inputs", "FOLDER", "Real samples: what a package takes, else .npy or .npz arrays."),
-    ] = None,
-    random: Annotated[
-        bool, typer.Option("--random", help="Feed random numbers instead of samples; the result says so.")
-    ] = False,
-    shape: Annotated[
-        list[str] | None, _option("--shape", "NAME=1,3,224,224", "Size of an input with free dimensions.")
-    ] = None,
-    threads: Annotated[
-        int | None, _option("--threads", "N", "Threads per inference; the packages', else 1.", min=1)
-    ] = None,
-    device: Annotated[str | None, _option("--device", "NAME", "The runtime's own name of a device.")] = None,
-    option: Annotated[
-        list[str] | None, _option("--option", "KEY=VALUE", "A setting of both's runtime; may be repeated.")
-    ] = None,
-    host: Annotated[str, _option("--host", "ADDRESS", "Measure there: user@board, or adb:SERIAL.")] = "",
+    inputs: InputsOption = None,
+    random: RandomOption = False,
+    shape: ShapeOption = None,
+    threads: ThreadsOption = None,
+    device: RuntimeDeviceOption = None,
+    option: SettingOption = None,
+    host: HostOption = "",
     output: Annotated[
-        Path | None, _option("--output", "FILE", "Write the record, which `edgeft gate --compare` reads.")
+        Path | None,
+        options.option("--output", "FILE", "Write the record, which `edgeft gate --compare` reads."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record, raw samples included, as JSON on stdout.")
@@ -73,9 +68,7 @@ def compare(
     from edgeft import benchmarking
     from edgeft.reporting import storage
 
-    if inputs is not None and random:
-        raise ConfigError("--inputs and --random exclude each other", "give one of them")
-    fed: Path | Literal["random"] | None = "random" if random else inputs
+    fed = options.fed_with(inputs, random)
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.parent}", "create it first")
     if output is not None:
@@ -89,10 +82,10 @@ def compare(
             time_limit_seconds=time_limit,
             threads=threads,
             device=device,
-            options=options_of(option),
+            options=options.options_of(option),
             host=host,
             inputs=fed,
-            shapes=shapes_of(shape),
+            shapes=options.shapes_of(shape),
             progress=log.stage_progress,
         )
     record = json.dumps(found.record(), allow_nan=False)

@@ -15,9 +15,8 @@ from PIL import Image
 from tiny_packages import rehash
 
 from edgeft import data, measure, package, recipe
-from edgeft.benchmarking import labelled
+from edgeft.benchmarking import labelled, scoring
 from edgeft.benchmarking.labelled import Columns
-from edgeft.benchmarking.scoring import score
 from edgeft.errors import DataError, MeasurementError
 from edgeft.preprocessing import TabularPreprocessing, TextPreprocessing
 
@@ -30,6 +29,13 @@ def colors(tmp_path_factory) -> package.Package:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     return paint_all(tmp_path / "pictures", mistakes=1)
+
+
+def score(opened, path, *, only=None, columns=None, **settings):
+    samples = labelled.read(opened, path, columns=columns)
+    if only is not None:
+        samples = labelled.select(samples, only, str(path))
+    return scoring.score(opened, samples, **settings)
 
 
 def test_every_sample_is_kept_whatever_the_number_of_workers(colors, pictures):

@@ -48,6 +48,26 @@ class Device:
         }
 
 
+def trial_device(
+    profile: TargetProfile | None,
+    quantize: Quantize | None,
+    inputs: torch.Tensor,
+    timing: Measure | None,
+    *,
+    embedded: bool,
+) -> Device | None:
+    """Return where candidates are tried; None for a budget that needs no target. Defaults as in `pruning.prune`."""
+    if profile is None:
+        return None
+    return Device(
+        profile=profile,
+        quantize=quantize or Quantize(),
+        inputs=inputs,
+        timing=timing or Measure(),
+        embedded=embedded,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The chosen widths; how they were found, for the report; and the unpruned network's file on the target.

@@ -35,6 +35,8 @@ from edgeft.types import (
 )
 
 UNPRUNED = "unpruned"
+INPUTS = 8
+"""Real inputs that candidates are calibrated on and timed with."""
 _TRIES, _WIDE = 3, 0.1
 """A timing whose interval is wider than this share of the ratio was disturbed and is taken again: one wrong ratio would
 send the whole search astray. Of as many tries the one with the narrowest interval counts."""
@@ -199,11 +201,11 @@ class Trials:
         return export(program, self._profile, self._folder, name=name)
 
 
-def few_inputs(batches: Any, count: int) -> torch.Tensor:
-    """Return the first `count` inputs (N, ...) of batches of (x, y), or all where there are fewer."""
+def few_inputs(batches: Any) -> torch.Tensor:
+    """Return the first `INPUTS` inputs (N, ...) of batches of (x, y), or all where there are fewer."""
     taken: list[torch.Tensor] = []
     for inputs, _ in batches:
         taken.append(inputs)
-        if sum(map(len, taken)) >= count:
+        if sum(map(len, taken)) >= INPUTS:
             break
-    return torch.cat(taken)[:count]
+    return torch.cat(taken)[:INPUTS]

@@ -20,17 +20,19 @@ from edgeft.pruning import Analysis, PruningPlan
 from edgeft.pruning.groups import ChannelGroup
 from edgeft.recipe import Measure, Prune, Quantize
 from edgeft.stages import weighing
-from edgeft.stages.budgeting import Device, choose
+from edgeft.stages.budgeting import choose, trial_device
 from edgeft.stages.candidates import few_inputs, quick_program
 from edgeft.stages.common import parse_config
 from edgeft.stages.deploying import export
-from edgeft.stages.pruning import INPUTS, find_profile, rewrite
+from edgeft.stages.pruning import find_profile, rewrite
 from edgeft.target import PruneLimits, TargetProfile
 from edgeft.training import Batches
 from edgeft.types import FloatModel, Progress, QuantModel, silent
 
 SENSITIVITY_SHARE = 0.5
 """Share of its channels that a group keeps when its sensitivity is measured; more, where the limits want more."""
+_MEASURED = ("samples", "accuracy", "loss", "times")
+"""What a plan tells of the uncut network."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,28 +107,19 @@ def plan_pruning(
     """
     config = parse_config(Prune, config, settings)
     profile = find_profile(config, profile)
-    quantize = quantize or Quantize()
+    quantize, inputs = quantize or Quantize(), few_inputs(val)
     source, rewritten = rewrite(model, config, train, seed=seed)
     limits = limits or (profile.prune if profile else PruneLimits())
     analysis = weighing.analyse(source, config, limits, train, seed=seed, progress=progress)
-    inputs = few_inputs(val, INPUTS)
     measured = known or _measure(analysis, source, timed, quantize, inputs, val, progress)
     groups = [GroupReport(**group) for group in measured["groups"]] if known else measured["groups"]
-    trial = None
-    if profile is not None:
-        trial = Device(
-            profile=profile,
-            quantize=quantize,
-            inputs=inputs,
-            timing=timing or Measure(),
-            embedded=embedded,
-        )
+    device = trial_device(profile, quantize, inputs, timing, embedded=embedded)
     missed, search, shares = None, {}, None
     widths: Sequence[int | None] = [None] * len(groups)
     with tempfile.TemporaryDirectory(prefix="edgeft-plan-") as folder:
         try:
             selection = choose(
-                analysis, model, source.module, config, trial, Path(folder), seed=seed, progress=progress
+                analysis, model, source.module, config, device, Path(folder), seed=seed, progress=progress
             )
         except BudgetError as error:
             missed = {"message": error.message, "hint": error.hint}
@@ -145,9 +138,6 @@ def plan_pruning(
         "search": search,
         "missed": missed,
     }
-
-
-_MEASURED = ("samples", "accuracy", "loss", "times")
 
 
 def _measure(

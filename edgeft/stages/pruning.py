@@ -19,15 +19,13 @@ from edgeft.pruning import Analysis, PrunedModel
 from edgeft.pruning.search import Widths
 from edgeft.recipe import Measure, Prune, Quantize
 from edgeft.stages import weighing
-from edgeft.stages.budgeting import Device, choose
+from edgeft.stages.budgeting import choose, trial_device
 from edgeft.stages.candidates import few_inputs
 from edgeft.stages.common import accuracy, advanced, curve_results, parse_config, step_record
 from edgeft.target import PruneLimits, TargetProfile
 from edgeft.training import Batches
 from edgeft.types import EpochRecord, FloatModel, Progress, silent
 
-INPUTS = 8
-"""Real inputs that candidates are calibrated on and timed with."""
 _GATE_BATCHES, _NORM_BATCHES, _MOMENT_BATCHES = 8, 32, 8
 """Batches for the means of squeeze-and-excite gates, for batch norms after a rewrite or a cut, and for the
 second moments that say how much of a removed channel the others can make up for."""
@@ -97,15 +95,7 @@ def prune(
             if checkpoint
             else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeft-prune-")))
         )
-        trial = None
-        if profile is not None:
-            trial = Device(
-                profile=profile,
-                quantize=quantize or Quantize(),
-                inputs=few_inputs(val, INPUTS),
-                timing=timing or Measure(),
-                embedded=embedded,
-            )
+        trial = trial_device(profile, quantize, few_inputs(val), timing, embedded=embedded)
         selection = choose(
             analysis, model, source.module, config, trial, folder, seed=seed, progress=progress
         )

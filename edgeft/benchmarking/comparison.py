@@ -24,7 +24,7 @@ from edgeft.benchmarking.interleaving import Interleaving, Side
 from edgeft.benchmarking.subjects import Subject, subject
 from edgeft.errors import ConfigError
 from edgeft.measure.host import host_fingerprint, host_state, host_warnings, int8_warning
-from edgeft.measure.sequential import Decision, decide
+from edgeft.measure.sequential import FEWEST_PAIRS, Decision, decide
 from edgeft.types import Estimate, Progress, silent
 
 SCHEMA = "edgeft-compare"
@@ -165,7 +165,7 @@ def compare(
         warnings=(
             *warnings,
             *differences(base_side, head_side),
-            *doubts(decision, limit),
+            *doubts(decision, limit, time_limit_seconds),
             *_arithmetic(base_side, head_side, fingerprint),
             *disturbed,
         ),
@@ -223,9 +223,14 @@ def _options(subject: Subject) -> str:
     return ", ".join(f"{key}={options[key]}" for key in sorted(options)) or "none"
 
 
-def doubts(decision: Decision, limit: float) -> list[str]:
+def doubts(decision: Decision, limit: float, time_limit_seconds: float) -> list[str]:
     """Say what a reader of the outcome should know about how it came about."""
     found, noise = [], decision.noise
+    if decision.pairs <= FEWEST_PAIRS and decision.seconds > time_limit_seconds:
+        found.append(
+            f"{decision.pairs} pairs, the fewest that decide anything, took {decision.seconds:.0f} s, more than the "
+            f"time limit of {time_limit_seconds:g} s"
+        )
     if noise.low > 1.0 or noise.high < 1.0:
         found.append(
             f"the machine drifted: base against itself, later over earlier, is {noise.value:.3f} "

@@ -20,7 +20,7 @@ from edgeft.types import Progress, RuntimeReport, silent
 # 0.3 s, and a start costs 0.3 to 1 s: shorter timing wastes the start, longer timing leaves too few processes.
 RUN_SECONDS = 0.4
 _WARM_UP_SECONDS = 0.05
-_FEWEST_RUNS = 10
+_FEWEST_RUNS = 5
 
 Pair = tuple[Process, Process]
 

@@ -171,11 +171,15 @@ def test_what_makes_a_comparison_doubtful_is_said(slower):
         noise=Estimate(value=1.1, low=1.05, high=1.2),
         p95=Estimate(value=2, low=1.5, high=3),
     )
-    said = " ".join(comparison.doubts(drifted, 1.05))
+    said = " ".join(comparison.doubts(drifted, 1.05, 60.0))
     assert "drifted" in said and "1.100 [1.050, 1.200]" in said
     assert "slow runs of head" in said and "2.000 [1.500, 3.000]" in said
     quiet = replace(clear, noise=Estimate(value=1.0, low=0.9, high=1.1))
-    assert comparison.doubts(quiet, 1.05) == []
+    assert comparison.doubts(quiet, 1.05, 60.0) == []
+    long = replace(quiet, pairs=8, seconds=104.0)
+    assert comparison.doubts(long, 1.05, 60.0) == [
+        "8 pairs, the fewest that decide anything, took 104 s, more than the time limit of 60 s"
+    ]
     other = replace(slower.head.runtime, runtime="openvino", device="GPU")
     said = " ".join(comparison.differences(slower.base, replace(slower.head, runtime=other)))
     assert "runtime: base onnxruntime" in said and "device: base" in said and "threads" not in said

@@ -355,6 +355,9 @@ class Gate(Strict):
     size can certify, and 0.01 against a baseline."""
     min_coverage: Annotated[float, Field(ge=0.0, le=1.0, strict=False)] = 0.99
     """Least share of MAC ops in int8 (schemes other than int8 are not checked)."""
+    max_confident_flips: Annotated[float, Field(ge=0.0, le=1.0, strict=False)] = 0.01
+    """Largest share of samples that the file classifies otherwise than the program it came from, although the program
+    was sure of its class by more than two steps of its output."""
     max_size_ratio: Positive = 1.0
     """Largest file size relative to the float file of the same format."""
     latency_ratio: Positive = 1.05

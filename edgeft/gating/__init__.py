@@ -10,7 +10,7 @@ drops cannot add up); `judge` is the verdict that a run gives itself, against it
 """
 
 from edgeft.gating.baseline import Baseline, read_baseline, write_baseline
-from edgeft.gating.checks import DEFAULT_MARGIN, MAX_CONFIDENT_FLIPS, SEED_NOTE, overall
+from edgeft.gating.checks import DEFAULT_MARGIN, SEED_NOTE, overall
 from edgeft.gating.exact import Limits
 from edgeft.gating.judging import accuracy_margin, judge
 from edgeft.gating.release import Candidate, commit_of, from_package, from_report, read_document, read_report
@@ -21,7 +21,6 @@ from edgeft.gating.updating import changes, updated
 
 __all__ = [
     "DEFAULT_MARGIN",
-    "MAX_CONFIDENT_FLIPS",
     "SEED_NOTE",
     "Baseline",
     "Candidate",

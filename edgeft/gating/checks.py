@@ -14,8 +14,6 @@ from edgeft.measure.statistics import mcnemar_exact
 from edgeft.types import BudgetResult, Check, IntArray, Outcome
 
 DEFAULT_MARGIN: Final = 0.01
-MAX_CONFIDENT_FLIPS: Final = 0.01
-"""Share of samples that may change class although the reference was sure by more than two LSB."""
 SEED_NOTE: Final = (
     "paired tests do not see seed variance: these weights were trained anew, and another run of the "
     "same recipe would give others with another accuracy"
@@ -149,17 +147,19 @@ def budget(target: str, result: BudgetResult) -> Check:
     )
 
 
-def parity(target: str, samples: int, flips: int, confident_flips: int, rest: str = "") -> Check:
+def parity(
+    target: str, samples: int, flips: int, confident_flips: int, limit: float, rest: str = ""
+) -> Check:
     """Check that the file answers as the program that it came from does, wherever that one is sure."""
     agreement = 1.0 - flips / samples
     return Check(
         name="parity",
         target=target,
-        outcome=_limit(confident_flips / samples <= MAX_CONFIDENT_FLIPS),
+        outcome=_limit(confident_flips / samples <= limit),
         detail=f"agrees with the program it came from on {agreement:.2%} of {samples} samples; "
         f"{flips} flips, {confident_flips} of them against a clear margin (at most "
-        f"{MAX_CONFIDENT_FLIPS:.0%} of the samples){rest}",
-        values={"agreement": agreement, "confident_flips": confident_flips, "limit": MAX_CONFIDENT_FLIPS},
+        f"{100 * limit:.3g}% of the samples){rest}",
+        values={"agreement": agreement, "confident_flips": confident_flips, "limit": limit},
     )
 
 

@@ -23,6 +23,7 @@ class Limits:
         latency_ratio: Largest acceptable ratio of p50 latencies, and of a compiler's cycles.
         size_ratio: Largest acceptable ratio of sizes, MACs and memory.
         min_coverage: Least int8 share of MAC ops.
+        max_confident_flips: Largest share of samples whose class the file changes against a clear margin.
         max_size_ratio: Largest size relative to the float file.
     """
 
@@ -30,6 +31,7 @@ class Limits:
     latency_ratio: float
     size_ratio: float
     min_coverage: float
+    max_confident_flips: float
     max_size_ratio: float
 
     @classmethod
@@ -50,6 +52,7 @@ class Limits:
             latency_ratio=latency_ratio or gate.latency_ratio,
             size_ratio=gate.size_ratio,
             min_coverage=gate.min_coverage,
+            max_confident_flips=gate.max_confident_flips,
             max_size_ratio=gate.max_size_ratio,
         )
 
@@ -111,7 +114,10 @@ def figures(name: str, head: Release, base: Release, limits: Limits) -> Iterator
             f"{now.coverage.file:.1%} of the MAC ops are int8 in the file, {now.coverage.executed:.1%} as "
             f"executed{was}; at least {limits.min_coverage:.0%}",
         )
-    yield checks.parity(name, now.parity.samples, now.parity.flips, now.parity.confident_flips)
+    parity = now.parity
+    yield checks.parity(
+        name, parity.samples, parity.flips, parity.confident_flips, limits.max_confident_flips
+    )
 
 
 def _estimate(name: str, now: Estimate, then: Estimate, limit: float) -> Check:

@@ -62,7 +62,14 @@ def judge(
             found.append(_coverage(result, gate, (float_layers or {}).get(result.target, ())))
         apart = f"; logits at most {parity.max_lsb:.1f} LSB apart"
         found.append(
-            checks.parity(result.target, parity.samples, parity.flips, parity.confident_flips, apart)
+            checks.parity(
+                result.target,
+                parity.samples,
+                parity.flips,
+                parity.confident_flips,
+                gate.max_confident_flips,
+                apart,
+            )
         )
         # A file is not slower than itself, and where no clock runs there is no float to be slower than.
         if result.ratio is not None and result.artifact.sha256 != result.baseline.sha256:

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from edgeft.errors import WorkspaceError
+from edgeft.errors import ConfigError
+from edgeft.files import write_text
 from edgeft.gating import documents
 from edgeft.gating.samples import SampleSet, decode
 from edgeft.recipe import Gate
@@ -35,6 +36,10 @@ _SHORT_LIST = re.compile(r'\[\n\s*((?:"[^"\n]{0,24}"|[-+.\deE]+|true|false|null)
                          r'[-+.\deE]+|true|false|null))*)\n\s*\]')  # fmt: skip
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""What fits any machine's integers: figures beyond are damage."""
+
+
 class Coverage(Strict):
     """Int8 share of MAC ops, 0..1, without those that are float on purpose."""
 
@@ -46,8 +51,8 @@ class Parity(Strict):
     """Agreement with the program that a file was made from."""
 
     samples: Annotated[int, Field(ge=1)]
-    flips: int
-    confident_flips: int
+    flips: Count
+    confident_flips: Count
 
 
 class Latency(Strict):
@@ -55,7 +60,7 @@ class Latency(Strict):
 
     p50_ms: float
     p90_ms: float
-    threads: int
+    threads: Count
     evidence: str
     runtime: str
 
@@ -63,7 +68,7 @@ class Latency(Strict):
 class Estimate(Strict):
     """Of the device's compiler: exact, and comparable where `source` (tool, version, settings) is the same."""
 
-    cycles: int
+    cycles: Count
     ms: float
     source: str
 
@@ -74,10 +79,11 @@ class TargetRelease(Strict):
     scheme: str
     files: dict[str, str]
     """Name -> SHA-256."""
-    size_bytes: int
-    float_size_bytes: int
-    arena_bytes: int | None = None
-    flash_bytes: int | None = None
+    size_bytes: Annotated[Count, Field(ge=1)]
+    float_size_bytes: Count
+    """0 where it is not known."""
+    arena_bytes: Count | None = None
+    flash_bytes: Count | None = None
     coverage: Coverage | None
     """Of int8 files."""
     parity: Parity
@@ -114,7 +120,7 @@ class Release(Strict):
     data_fingerprint: str
     trained: bool
     """Whether any stage trained its weights."""
-    macs: int | None
+    macs: Count | None
     limits: dict[str, Any]
     """The recipe's [gate] section."""
     host: dict[str, Any]
@@ -162,6 +168,35 @@ def known_limits(limits: Mapping[str, Any], where: str, hint: str) -> Gate:
     return documents.validated(Gate, known, where, hint)
 
 
+def changed_limits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return key, old and new value of the limits that differ, in order; a default that is written out is none.
+
+    Args:
+        before: A recipe's [gate] section, as a release holds it.
+        after: Another one.
+    """
+
+    def shown(limits: Mapping[str, Any], key: str) -> str:
+        default = Gate.model_fields[key].default if key in Gate.model_fields else None
+        value = limits.get(key, default)
+        return "default" if value is None else str(value)
+
+    keys = sorted(before.keys() | after.keys())
+    rows = [(key, shown(before, key), shown(after, key)) for key in keys]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def find_baseline(path: Path) -> Baseline | None:
+    """Read a baseline file; None where there is none yet.
+
+    Raises:
+        ConfigError: As `read_baseline`, or it is a link to nothing: a baseline that was lost is no first release.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{path}: a link to {path.readlink()}, which does not exist", _HINT)
+    return read_baseline(path) if path.exists() else None
+
+
 def read_baseline(path: Path) -> Baseline:
     """Read a baseline file.
 
@@ -194,11 +229,4 @@ def write_baseline(baseline: Baseline, path: Path) -> Path:
                     del target[key]
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise WorkspaceError(f"{path}: cannot be written ({error})") from error
-    return path
+    return write_text(path, text + "\n")

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from edgeft.files import write_text
 from edgeft.reporting import plots, rows
-from edgeft.reporting.storage import write_text
 
 _TEMPLATES: Final = Path(__file__).resolve().parent / "templates"
 _POINTS: Final = 20_000

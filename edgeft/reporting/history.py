@@ -21,10 +21,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeft.errors import ConfigError
+from edgeft.files import alone, write_text
 from edgeft.reporting import rows, trend
 from edgeft.reporting.document import plain
 from edgeft.reporting.releases import SCHEMA, VERSION, Release
-from edgeft.reporting.storage import write_text
 from edgeft.types import Verdict
 
 
@@ -49,13 +49,14 @@ def append(
         ConfigError: The file that is there is not a whole history of this version.
         WorkspaceError: It cannot be written.
     """
-    known = _lines(path) if path.exists() else []
-    for number, line in enumerate(known, start=1):
-        _release(line, f"{path}:{number}")
     new = _line(report, verdict, release, commit)
-    if new in known:
-        return False
-    write_text(path, "".join(f"{line}\n" for line in [*known, new]))
+    with alone(path):  # two jobs at a time lose neither line
+        known = _lines(path) if path.exists() else []
+        for number, line in enumerate(known, start=1):
+            _release(line, f"{path}:{number}")
+        if new in known:
+            return False
+        write_text(path, "".join(f"{line}\n" for line in [*known, new]))
     return True
 
 

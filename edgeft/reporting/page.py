@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeft.files import write_text
 from edgeft.reporting import device, plots, pruning, quality, quantization, rows
-from edgeft.reporting.storage import write_text
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ABSENT: Mapping[str, Any] = {"executed": None, "estimate": None, "memory": None, "budgets": []}

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeft.files import write_text
 from edgeft.reporting import plots, rows
-from edgeft.reporting.storage import write_text
 
 
 def sections(report: Mapping[str, Any]) -> list[dict[str, Any]]:

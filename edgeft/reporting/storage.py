@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeft.errors import ConfigError, WorkspaceError
+from edgeft.errors import ConfigError
+from edgeft.files import write_text
 from edgeft.reporting.document import SCHEMA, VERSION, Document
 from edgeft.types import ArtifactScheme, Evidence, Outcome
 
@@ -73,33 +74,6 @@ def require_whole(report: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             "\n".join(lines[:5]), "the report is damaged or incomplete: run the recipe again"
         ) from None
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file by renaming a finished one into its place. Raises `WorkspaceError`."""
-    try:
-        _begin(path, text).replace(path)
-    except (OSError, ValueError) as error:  # ValueError: the path names no file, or the text is no UTF-8
-        raise WorkspaceError(f"{path}: cannot be written ({error})") from error
-    return path
-
-
-def require_writable(path: Path) -> None:
-    """Check that `write_text` can write a file, before the work whose result it is to hold. Raises `WorkspaceError`."""
-    if path.exists() and not path.is_file():
-        raise WorkspaceError(f"{path}: cannot be written (it is no plain file)", "name a file")
-    try:
-        _begin(path, "").unlink()
-    except (OSError, ValueError) as error:
-        raise WorkspaceError(f"{path}: cannot be written ({error})") from error
-
-
-def _begin(path: Path, text: str) -> Path:
-    """Write what is to become a file beside it."""
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, encoding="utf-8")
-    return partial
 
 
 class _Part(BaseModel):

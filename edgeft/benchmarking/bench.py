@@ -180,7 +180,8 @@ def _accuracy_of(one: Subject, samples: Samples | None, progress: Progress) -> A
     if one.package is None or samples is None:
         return None
     package = dataclasses.replace(one.package, profile=one.profile)
-    return scoring.score(package, samples, progress=progress)
+    accuracy, _ = scoring.score(package, samples, progress=progress)
+    return accuracy
 
 
 def _variants(subjects: Sequence[Subject]) -> list[Variant]:

@@ -2,7 +2,7 @@
 
 The record: ``schema version created base head limit outcome p50 p95 noise pairs looks confidence stopped seconds
 time_limit_seconds host warnings``. ``base`` and ``head`` have ``name target sha256 size_bytes evidence threads options
-inputs runtime p50_ms p95_ms samples_ms``: one list of samples per process in the order of time, and medians over
+asked inputs runtime p50_ms p95_ms samples_ms``: one list of samples per process in the order of time, and medians over
 processes.
 ``p50 p95`` and ``noise.p50`` are ratios with their interval (``ratio low high``): head over base, and for ``noise``
 the later over the earlier process of base.
@@ -255,6 +255,16 @@ def _ratio_record(estimate: Estimate) -> dict[str, float]:
     return {"ratio": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
+def _asked(subject: Subject) -> dict[str, Any]:
+    """Return device and options that were asked for in place of the package's own."""
+    if subject.package is None:
+        return {}
+    own, used = subject.package.profile.runtime, subject.profile.runtime
+    return {
+        key: getattr(used, key) for key in ("device", "options") if getattr(used, key) != getattr(own, key)
+    }
+
+
 def _side_record(side: Side) -> dict[str, Any]:
     subject, artifact = side.subject, side.subject.artifact
     return {
@@ -265,6 +275,7 @@ def _side_record(side: Side) -> dict[str, Any]:
         "evidence": subject.profile.evidence,
         "threads": subject.profile.runtime.threads,
         "options": dict(subject.profile.runtime.options),
+        "asked": _asked(subject),
         "inputs": subject.inputs_origin,
         "runtime": dataclasses.asdict(side.runtime),
         "p50_ms": side.p50_ms,

@@ -113,7 +113,7 @@ def device_cost(
     estimate, memory = _cost(artifact, profile)
     scored = None
     if package is not None and samples is not None:
-        scored = scoring.score(package, samples, progress=progress)
+        scored, _ = scoring.score(package, samples, progress=progress)
     return DeviceCost(
         name=str(value),
         artifact=artifact,

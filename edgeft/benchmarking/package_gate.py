@@ -54,11 +54,11 @@ def gate_package(
         MeasurementError: As `edgeft.benchmarking.scoring.score`.
         MissingDependencyError: The runtime is not installed.
     """
-    known = gating.read_baseline(baseline) if baseline.exists() else None
+    known = gating.find_baseline(baseline)
     samples = labelled.read(package, data, columns=columns)
     if known is not None and known.samples.count < len(samples):
         samples = labelled.select(samples, " ".join(known.samples.ids).split(), str(data))
-    accuracy = scoring.score(package, samples, workers=workers, progress=progress)
+    accuracy, report = scoring.score(package, samples, workers=workers, progress=progress)
     limits = known.release.limits if known else {}
     candidate = gating.from_package(
         package.manifest,
@@ -66,6 +66,7 @@ def gate_package(
         package.preprocessing,
         package.labels,
         accuracy,
+        report,
         gate=Gate.model_validate({key: limits[key] for key in limits if key in Gate.model_fields}),
         host=package.manifest["host"],
     )

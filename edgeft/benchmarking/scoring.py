@@ -8,13 +8,13 @@ from edgeft import measure
 from edgeft.benchmarking import labelled
 from edgeft.errors import MeasurementError
 from edgeft.package import Package
-from edgeft.types import AccuracyResult, InputArray, Progress, Samples, silent
+from edgeft.types import AccuracyResult, InputArray, Progress, RuntimeReport, Samples, silent
 
 
 def score(
     package: Package, samples: Samples, *, workers: int | None = None, progress: Progress = silent
-) -> AccuracyResult:
-    """Run a package's model over labelled samples and return its accuracy, sample by sample.
+) -> tuple[AccuracyResult, RuntimeReport]:
+    """Run a package's model over labelled samples.
 
     Several fresh worker processes run at once, and each takes chunks of samples. Within a worker, samples go
     through the model one at a time, as on the device: results do not depend on the number of workers, and equal
@@ -27,6 +27,9 @@ def score(
             and one on anything but a CPU.
         progress: Told how far it is, in samples.
 
+    Returns:
+        The accuracy, sample by sample, and what the runtime said of itself.
+
     Raises:
         DataError: A sample cannot be decoded.
         MeasurementError: An output is not finite or has another shape than the labels, or a worker failed.
@@ -37,7 +40,7 @@ def score(
         with labelled.plainly():
             return samples.inputs(chunk)
 
-    logits, _ = measure.predict_on_all_cores(
+    logits, report = measure.predict_on_all_cores(
         package.artifact, package.profile, read, len(samples), workers=workers, progress=progress
     )
     if logits.shape != (len(samples), len(package.labels)):
@@ -52,4 +55,4 @@ def score(
             f"({len(bad)} of {len(samples)} samples)",
             "see whether the sample is what the model was made for; `edgeft verify` checks the package itself",
         )
-    return measure.accuracy(logits, samples.labels, samples.ids)
+    return measure.accuracy(logits, samples.labels, samples.ids), report

@@ -11,7 +11,7 @@ import numpy as np
 from edgeft.errors import DataError
 from edgeft.measure import noninferiority
 from edgeft.measure.statistics import mcnemar_exact
-from edgeft.types import BudgetResult, Check, IntArray, Outcome
+from edgeft.types import BudgetResult, Check, ExportedArtifact, IntArray, Outcome, RuntimeReport
 
 DEFAULT_MARGIN: Final = 0.01
 SEED_NOTE: Final = (
@@ -117,6 +117,23 @@ def at_most(
         detail=f"{value:,} {unit}, {ratio:.2f} of {of} {reference:,}; at most {limit:g}",
         values={"value": value, "reference": reference, "ratio": ratio, "limit": limit},
     )
+
+
+def int8_shares(
+    artifact: ExportedArtifact, report: RuntimeReport, on_purpose: Sequence[str]
+) -> tuple[float, float]:
+    """Return the int8 share of MAC ops, 0..1, in the file and as the runtime executes it.
+
+    Args:
+        artifact: The file.
+        report: What the runtime says of itself; one that does not tell counts as executing all.
+        on_purpose: Layers that are in float on purpose, and do not count.
+    """
+    found, executed = artifact.coverage, report.mac_precision
+    wanted = max(found.mac_ops - len(on_purpose), 1)
+    in_file = min(found.int8_mac_ops / wanted, 1.0) if found.mac_ops else 1.0
+    ran = max(sum(executed.values()) - len(on_purpose), 1)
+    return in_file, min(executed.get("int8", 0) / ran, 1.0) if executed else 1.0
 
 
 def coverage(target: str, in_file: float, executed: float, limit: float, detail: str) -> Check:

@@ -118,10 +118,7 @@ def _require_same_samples(target: str, head: AccuracyResult, base: AccuracyResul
 
 def _coverage(result: TargetResult, gate: Gate, on_purpose: Sequence[str]) -> Check:
     in_file, executed = result.artifact.coverage, result.runtime.mac_precision
-    wanted = max(in_file.mac_ops - len(on_purpose), 1)
-    share = min(in_file.int8_mac_ops / wanted, 1.0) if in_file.mac_ops else 1.0
-    ran = max(sum(executed.values()) - len(on_purpose), 1)
-    ran_share = min(executed.get("int8", 0) / ran, 1.0) if executed else 1.0
+    share, ran_share = checks.int8_shares(result.artifact, result.runtime, on_purpose)
     detail = (
         f"{in_file.int8_mac_ops} of {in_file.mac_ops} MAC ops are int8 in the file, "
         f"{executed.get('int8', 0)} of {sum(executed.values())} as executed; at least {gate.min_coverage:.0%}"

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeft.errors import ConfigError
-from edgeft.gating import documents
+from edgeft.gating import checks, documents
 from edgeft.gating import report_parts as parts
 from edgeft.gating.baseline import (
     Coverage,
@@ -27,7 +27,7 @@ from edgeft.gating.baseline import (
 from edgeft.gating.samples import SampleSet, encode
 from edgeft.preprocessing import ArrayPreprocessing, Preprocessing
 from edgeft.recipe import Gate
-from edgeft.types import AccuracyResult, BudgetResult, ExportedArtifact, IntArray
+from edgeft.types import AccuracyResult, BudgetResult, ExportedArtifact, IntArray, RuntimeReport
 
 REPORT_SCHEMA: Final = "edgeft-report"
 REPORT_VERSION: Final = 1
@@ -114,6 +114,7 @@ def from_package(
     preprocessing: Preprocessing | ArrayPreprocessing,
     labels: Sequence[str],
     accuracy: AccuracyResult,
+    executed: RuntimeReport,
     *,
     gate: Gate | None = None,
     host: Mapping[str, Any] | None = None,
@@ -126,6 +127,7 @@ def from_package(
         preprocessing: Its own.
         labels: Names of its classes.
         accuracy: Its predictions on the data.
+        executed: What the runtime that predicted says of itself.
         gate: Limits; the defaults without.
         host: Fingerprint of the host that its latency was measured on, as far as known.
 
@@ -137,8 +139,9 @@ def from_package(
     samples, order = SampleSet.of(accuracy.ids, accuracy.labels, labels, preprocessing.to_dict())
     parity, latency, memory = (metrics.get(key) for key in ("parity", "latency", "memory"))
     estimate, runtime = metrics.get("estimate"), manifest["runtime"]
-    executed = f"{runtime['name']} {runtime['version']}"
-    ratio = artifact.coverage.ratio
+    packed_with = f"{runtime['name']} {runtime['version']}"
+    # A packed file from elsewhere has no layers that are in float on purpose.
+    in_file, ran = checks.int8_shares(artifact, executed, manifest.get("float_layers", ()))
     release = Release(
         name=target,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,19 +161,18 @@ def from_package(
                 files=dict(artifact.sha256),
                 size_bytes=artifact.size_bytes,
                 float_size_bytes=0,
-                # What a runtime executes is found out when a package is made; the manifest tells of the file.
-                coverage=Coverage(file=ratio, executed=ratio) if artifact.scheme == "int8" else None,
+                coverage=Coverage(file=in_file, executed=ran) if artifact.scheme == "int8" else None,
                 parity=Parity(**{key: parity[key] for key in Parity.model_fields}),
                 arena_bytes=memory["ram_bytes"] if memory else None,
                 flash_bytes=memory["flash_bytes"] if memory else None,
-                runtime="" if latency else executed,
+                runtime="" if latency else packed_with,
                 latency=latency
                 and Latency(
                     p50_ms=latency["p50_ms"],
                     p90_ms=latency["p90_ms"],
                     threads=runtime["threads"],
                     evidence=manifest["evidence"],
-                    runtime=executed,
+                    runtime=packed_with,
                 ),
                 estimate=estimate and Estimate(**{key: estimate[key] for key in _ESTIMATE}),
                 accuracy=accuracy.accuracy,

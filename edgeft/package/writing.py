@@ -66,6 +66,7 @@ def write(
     versions: Mapping[str, str],
     host: Mapping[str, Any],
     origin: Origin = _UNKNOWN,
+    float_layers: Sequence[str] = (),
 ) -> Path:
     """Write one target's package; it appears complete or not at all, and replaces an older one.
 
@@ -84,6 +85,7 @@ def write(
         versions: Package name -> version of what made it.
         host: Fingerprint of the host that it was measured on.
         origin: Where the model came from, for the model card.
+        float_layers: Layers that are in float on purpose: a gate does not miss them.
 
     Returns:
         `folder`.
@@ -119,6 +121,7 @@ def write(
         write_text(partial / CARD, card)
         manifest = {
             **describe(result.artifact, profile, result.runtime, result.evidence, lsb),
+            "float_layers": list(float_layers),
             "metrics": _metrics(result),
             "name": origin.name,
             "recipe_hash": recipe_hash,

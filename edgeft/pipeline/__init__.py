@@ -221,13 +221,13 @@ def _conclude(inputs: RunInputs, walk: Walk) -> RunSummary:
     )
     walk.progress.stage_started("package", "package and verify")
     started = time.monotonic()
-    conclusion.write_packages(facts, results, progress=walk.tell)
-    summary = f"{len(results)} packages, hashes and golden vectors verified"
-    walk.progress.stage_finished("package", time.monotonic() - started, summary)
     in_float = {
         p.id: facts.results(quantize_stage(p.precision.numerics)).get("results", {}).get("float_layers", ())
         for p in inputs.profiles
     }
+    conclusion.write_packages(facts, results, float_layers=in_float, progress=walk.tell)
+    summary = f"{len(results)} packages, hashes and golden vectors verified"
+    walk.progress.stage_finished("package", time.monotonic() - started, summary)
     verdict = gating.judge(
         results, inputs.recipe.gate, reference="the float fine-tuned model", float_layers=in_float
     )

@@ -55,10 +55,17 @@ class Facts:
         return _read(folder / "results.json") if folder else {}
 
 
-def write_packages(facts: Facts, results: Sequence[TargetResult], *, progress: Progress = silent) -> None:
+def write_packages(
+    facts: Facts,
+    results: Sequence[TargetResult],
+    *,
+    float_layers: Mapping[str, Sequence[str]],
+    progress: Progress = silent,
+) -> None:
     """Write `packages/<target>/` for every result and verify each in a fresh process.
 
-    Packages of targets that the recipe no longer names are removed.
+    Packages of targets that the recipe no longer names are removed. `float_layers` are those that are in float on
+    purpose, by target.
 
     Raises:
         VerificationError: A package does not reproduce its golden vectors.
@@ -84,6 +91,7 @@ def write_packages(facts: Facts, results: Sequence[TargetResult], *, progress: P
                 versions={"edgeft": edgeft.__version__, **extras.versions(*_VERSIONS)},
                 host=result.runtime.details.get("host") or measure.host_fingerprint(),
                 origin=_origin(facts),
+                float_layers=float_layers[profile.id],
             )
         package.verify(written).require()
     current = {profile.id for profile in facts.profiles}  # a recipe may name a target by the path of its file

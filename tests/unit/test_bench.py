@@ -185,7 +185,7 @@ def test_accuracy_is_taken_where_and_how_the_latency_is(
 ):
     scored = []
     monkeypatch.setattr(
-        bench.scoring, "score", lambda found, data, *, progress: scored.append(found.profile.runtime)
+        bench.scoring, "score", lambda found, data, *, progress: (scored.append(found.profile.runtime), None)
     )
     subject = benchmarking.subject(package, threads=2, options={"session.intra_op.allow_spinning": "0"})
     one = benchmarking.StopRule(processes=1, min_runs=1, min_seconds=0.0)

@@ -10,6 +10,7 @@ import pytest
 
 from edgeft import gating
 from edgeft.errors import EdgeftError
+from edgeft.gating import checks
 from edgeft.measure import noninferiority
 from edgeft.measure.quality import accuracy
 from edgeft.recipe import Gate
@@ -163,6 +164,18 @@ def test_coverage_counts_the_file_and_the_runtime():
     silently_float = result(runtime=timed(int8=19, float32=1).runtime)
     assert outcomes(silently_float)["t/coverage"] == "fail"
     assert outcomes(silently_float, gate=Gate(min_coverage=0.9))["t/coverage"] == "pass"
+
+
+def test_layers_in_float_on_purpose_do_not_count():
+    one = result()
+    total = one.artifact.coverage.mac_ops
+    mixed = replace(
+        one,
+        artifact=artifact("int8", 300, total - 2),
+        runtime=replace(one.runtime, mac_precision={"int8": total - 3, "float32": 3}),
+    )
+    assert checks.int8_shares(mixed.artifact, mixed.runtime, ["a", "b"]) == (1.0, (total - 3) / (total - 2))
+    assert checks.int8_shares(mixed.artifact, mixed.runtime, [])[0] == (total - 2) / total
 
 
 def test_a_float_file_has_no_coverage_check():

@@ -309,6 +309,12 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path, onnx_re
         write(tmp_path / "file" / "p", onnx_result, profile)
 
 
+def test_layers_in_float_on_purpose_are_in_the_manifest(tmp_path, onnx_result, profile):
+    written = write(tmp_path / "p", onnx_result, profile, float_layers=["head.fc"])
+    assert json.loads((written / "manifest.json").read_text())["float_layers"] == ["head.fc"]
+    assert package.verify(written).passed
+
+
 def test_a_folder_that_is_no_package_is_a_clear_error(tmp_path: Path):
     with pytest.raises(VerificationError, match="not a package"):
         package.verify(tmp_path)

@@ -35,7 +35,7 @@ def score(opened, path, *, only=None, columns=None, **settings):
     samples = labelled.read(opened, path, columns=columns)
     if only is not None:
         samples = labelled.select(samples, only, str(path))
-    return scoring.score(opened, samples, **settings)
+    return scoring.score(opened, samples, **settings)[0]
 
 
 def test_every_sample_is_kept_whatever_the_number_of_workers(colors, pictures):

@@ -10,6 +10,7 @@ pytest finds it by itself where edgeft is installed, and loads nothing else of e
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -92,6 +93,9 @@ def edgeft_gate(pytestconfig: pytest.Config) -> EdgeftGate:
                 raise ConfigError(
                     f"inconclusive = {inconclusive!r}; allowed are {', '.join(map(repr, _INCONCLUSIVE))}"
                 )
+            known = [field.name for field in dataclasses.fields(Columns)]
+            if unknown := sorted(set(columns or {}) - set(known)):
+                raise ConfigError(f"columns: {', '.join(unknown)}; allowed are {', '.join(known)}")
             judgement = gate_package(
                 packages.read(pytestconfig.rootpath / package),
                 pytestconfig.rootpath / data,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -347,10 +347,14 @@ class Export(Strict):
     Resizing and cropping stay with the device."""
 
 
+SMALLEST_MARGIN: Final = 1e-4
+"""This one takes about 13 million test samples to decide."""
+
+
 class Gate(Strict):
     """Limits of the verdict."""
 
-    accuracy_margin: Fraction | None = None
+    accuracy_margin: Annotated[float, Field(ge=SMALLEST_MARGIN, lt=1.0, strict=False)] | None = None
     """Largest acceptable accuracy drop; by default, against a run's own float model, the smallest that the test set's
     size can certify, and 0.01 against a baseline."""
     min_coverage: Annotated[float, Field(ge=0.0, le=1.0, strict=False)] = 0.99

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeft import files
 from edgeft.cli import console
 from edgeft.cli import timing_options as options
 from edgeft.cli.timing_options import (
@@ -81,7 +82,7 @@ def bench(
     """
     from edgeft import benchmarking
     from edgeft import target as profiles
-    from edgeft.reporting import bench_page, storage
+    from edgeft.reporting import bench_page
 
     fed = options.fed_with(inputs, random)
     settings: dict[str, Any] = {
@@ -118,7 +119,7 @@ def bench(
             "bench the two kinds one after the other",
         )
     if html is not None:
-        storage.require_writable(html)
+        files.require_writable(html)
     rule = benchmarking.StopRule(
         processes=processes, min_runs=runs, min_seconds=duration, warm_up_seconds=warm_up
     )
@@ -130,14 +131,15 @@ def bench(
             subjects, rule, streams=streams, data=data, progress=log.stage_progress
         )
     record = benchmarking.record(done)
-    # Before the page: whatever keeps that from being written by now does not lose the figures.
-    if as_json:
-        print(json.dumps(record, indent=1, allow_nan=False))
-    else:
-        _print(record, bench_page.table(record))
-    if html is not None:
-        bench_page.write_html(record, html)
-        output.print(f"page: {console.shown(html)}", soft_wrap=True)
+    try:  # the figures first, for what keeps the page from being written now; the page also if nobody reads them
+        if as_json:
+            print(json.dumps(record, indent=1, allow_nan=False), flush=True)
+        else:
+            _print(record, bench_page.table(record))
+    finally:
+        if html is not None:
+            bench_page.write_html(record, html)
+            output.print(f"page: {console.shown(html)}", soft_wrap=True)
     return ExitCode.OK
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from edgeft import files
 from edgeft.cli import console
 from edgeft.cli import timing_options as options
 from edgeft.cli.timing_options import (
@@ -66,13 +67,12 @@ def compare(
     several times. Measuring stops as soon as the interval lies on one side of --limit.
     """
     from edgeft import benchmarking
-    from edgeft.reporting import storage
 
     fed = options.fed_with(inputs, random)
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.parent}", "create it first")
     if output is not None:
-        storage.require_writable(output)
+        files.require_writable(output)
     with console.StageLog(console.make(to_stderr=as_json)) as log:
         log.stage_started("compare", "opening the files")
         found = benchmarking.compare(
@@ -89,13 +89,15 @@ def compare(
             progress=log.stage_progress,
         )
     record = json.dumps(found.record(), allow_nan=False)
-    if as_json:
-        print(record)
-    else:
-        _print(found)
-    if output is not None:  # last: whatever keeps it from being written by now does not lose the figures
-        storage.write_text(output, record + "\n")
-        console.make(to_stderr=as_json).print(f"record: {console.shown(output)}", soft_wrap=True)
+    try:  # the figures first, for what keeps the file from being written now; the file also if nobody reads them
+        if as_json:
+            print(record, flush=True)
+        else:
+            _print(found)
+    finally:
+        if output is not None:
+            files.write_text(output, record + "\n")
+            console.make(to_stderr=as_json).print(f"record: {console.shown(output)}", soft_wrap=True)
     return _EXIT_CODES[found.outcome]
 
 

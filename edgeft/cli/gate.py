@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeft.cli import console
-from edgeft.errors import ConfigError, ExitCode
+from edgeft.errors import ConfigError, EdgeftError, ExitCode, WorkspaceError
+from edgeft.files import write_text
 
 if TYPE_CHECKING:
     from edgeft.types import Verdict
@@ -108,35 +110,40 @@ def gate(
         trend=trend,
         inconclusive=inconclusive,
     )
-    document = gating.read_document(source)
-    files.require_whole(document, str(source))
-    commit = gating.commit_of(source.resolve().parent)
-    candidate = gating.from_report(document, where=str(source), commit=commit)
-    known = gating.read_baseline(baseline) if baseline.exists() else None
-    verdict = gating.compare_releases(
-        candidate,
-        known,
-        gating.Limits.of(candidate.gate, margin=margin, latency_ratio=latency_ratio),
-        where=str(baseline),
-        anchor=None if anchor is None else gating.read_baseline(anchor),
-        anchor_where=str(anchor),
-        records=[gating.read_timing(path) for path in compare or ()],
-        allow_missing=allow_missing,
-    )
-    tolerated = inconclusive is Inconclusive.PASSES
-    code = _exit_code(verdict, tolerated=tolerated)
+    with files.telling_errors(str(source)):
+        document = gating.read_document(source)
+        files.require_whole(document, str(source))
+        commit = gating.commit_of(source.resolve().parent)
+        candidate = gating.from_report(document, where=str(source), commit=commit)
+        known = gating.find_baseline(baseline)
+        verdict = gating.compare_releases(
+            candidate,
+            known,
+            gating.Limits.of(candidate.gate, margin=margin, latency_ratio=latency_ratio),
+            where=str(baseline),
+            anchor=None if anchor is None else gating.read_baseline(anchor),
+            anchor_where=str(anchor),
+            records=[gating.read_timing(path) for path in compare or ()],
+            allow_missing=allow_missing,
+        )
+    code = _exit_code(verdict, tolerated=inconclusive is Inconclusive.PASSES)
     changes: list[dict[str, str]] = []
     moves = update and (verdict.outcome in ("pass", "no baseline") or bool(accept))
+    reason = accept if moves and verdict.outcome in ("fail", "inconclusive") else ""
     if moves:
-        reason = accept if verdict.outcome in ("fail", "inconclusive") else ""
         new = gating.updated(known, candidate, pin=pin, accepted=reason)
         changes = gating.changes(known, new)
         code = ExitCode.OK
-    if not as_json:  # first: a file that cannot be written does not hide the verdict
+    if not as_json:  # first: a file that cannot be written by now does not hide the verdict
         console.print_verdict(dataclasses.asdict(verdict), console.make())
-    _write_files(files, document, verdict, commit)
-    if moves:
-        gating.write_baseline(new, baseline)  # last: whatever fails before leaves it as it was
+    try:
+        files.write(document, verdict, commit, accepted=reason)
+        if moves:
+            gating.write_baseline(new, baseline)  # last: whatever fails before leaves it as it was
+    except WorkspaceError as error:
+        if as_json:  # one document with both
+            return _print_unwritten(verdict, error)
+        raise
     if as_json:
         print(json.dumps(_record(verdict, changes, moved=moves), indent=2, allow_nan=False))
     elif update:
@@ -174,34 +181,56 @@ class _Files:
 
             require_whole(document, where)
 
+    @contextlib.contextmanager
+    def telling_errors(self, report: str) -> Iterator[None]:
+        """Write what ends the gate without a verdict into the files that CI shows: an older one would say "passed"."""
+        try:
+            yield
+        except EdgeftError as error:
+            with contextlib.suppress(WorkspaceError):
+                self._tell(error.message, f"edgeft gate: {report}")
+            raise
 
-def _write_files(files: _Files, document: Mapping[str, Any], verdict: Verdict, commit: str) -> None:
-    """Write what was asked for; reports take longer to import than the gate does to judge."""
-    if not (files.junit or files.markdown or files.history or files.summary):
-        return
-    from edgeft import reporting
-    from edgeft.reporting import history as releases
-    from edgeft.reporting.junit import junit as as_junit
-    from edgeft.reporting.markdown import append_summary
-    from edgeft.reporting.markdown import markdown as as_markdown
-    from edgeft.reporting.storage import write_text
+    def _tell(self, message: str, title: str) -> None:
+        from edgeft.reporting.junit import junit_error
+        from edgeft.reporting.markdown import append_summary, error_section
 
-    title = f"edgeft gate: {document['name']}"
-    if files.junit:
-        write_text(files.junit, as_junit(verdict, suite=title, inconclusive=files.inconclusive.value))
-    if files.markdown or files.summary:
-        judged = {**document, "verdict": reporting.plain(verdict)}
-        text = as_markdown(
-            verdict, title=title, rows=reporting.table(judged), headings=reporting.headings(judged)
-        )
-        if files.markdown:
-            write_text(files.markdown, text)
-        if files.summary:
-            append_summary(Path(files.summary), text)
-    if files.history:
-        releases.append(files.history, document, verdict, release=files.release, commit=commit)
-        if files.trend:
-            write_text(files.trend, releases.trend_page(files.history))
+        if self.junit:
+            write_text(self.junit, junit_error(message, suite=title))
+        if self.markdown:
+            write_text(self.markdown, error_section(message, title=title))
+        if self.summary:
+            append_summary(Path(self.summary), error_section(message, title=title))
+
+    def write(self, document: Mapping[str, Any], verdict: Verdict, commit: str, *, accepted: str) -> None:
+        """Write what was asked for; reports take longer to import than the gate does to judge."""
+        if not (self.junit or self.markdown or self.history or self.summary):
+            return
+        from edgeft import reporting
+        from edgeft.reporting import history as releases
+        from edgeft.reporting.junit import junit as as_junit
+        from edgeft.reporting.markdown import append_summary
+        from edgeft.reporting.markdown import markdown as as_markdown
+
+        title = f"edgeft gate: {document['name']}"
+        if self.junit:
+            write_text(
+                self.junit,
+                as_junit(verdict, suite=title, inconclusive=self.inconclusive.value, accepted=accepted),
+            )
+        if self.markdown or self.summary:
+            judged = {**document, "verdict": reporting.plain(verdict)}
+            # The table is the run's own; the checks below it are against the baseline.
+            headings = {**reporting.headings(judged), "drop": "drop from its float model [95 %], points"}
+            text = as_markdown(verdict, title=title, rows=reporting.table(judged), headings=headings)
+            if self.markdown:
+                write_text(self.markdown, text)
+            if self.summary:
+                append_summary(Path(self.summary), text)
+        if self.history:
+            releases.append(self.history, document, verdict, release=self.release, commit=commit)
+            if self.trend:
+                write_text(self.trend, releases.trend_page(self.history))
 
 
 def _lines(changes: Sequence[Mapping[str, str]]) -> list[str]:
@@ -221,6 +250,13 @@ def _record(verdict: Verdict, changes: Sequence[Mapping[str, str]], *, moved: bo
             key: value if math.isfinite(value) else None for key, value in check["values"].items()
         }
     return record
+
+
+def _print_unwritten(verdict: Verdict, error: WorkspaceError) -> int:
+    told = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    record = {**_record(verdict, (), moved=False), "error": {**told, "exit_code": int(error.exit_code)}}
+    print(json.dumps(record, indent=2, allow_nan=False))
+    return error.exit_code
 
 
 def _show_update(

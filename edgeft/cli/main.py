@@ -148,6 +148,11 @@ def _is_broken_pipe(error: BaseException) -> bool:
     return isinstance(error.__context__, BrokenPipeError)
 
 
+def _is_short_write(error: OSError) -> bool:
+    """Say whether numpy wrote less than it wanted, which it tells without an error number."""
+    return error.errno is None and " requested and " in str(error)
+
+
 def _report(error: Exception, *, as_json: bool) -> int:
     """Print an error for people or as JSON; return its exit code."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("edgeft"):
@@ -157,8 +162,8 @@ def _report(error: Exception, *, as_json: bool) -> int:
         text, hint, code = error.message, error.hint, error.exit_code
     elif hasattr(error, "format_message"):  # a usage error; typer's own class, click's under an older typer
         text, hint, code = error.format_message(), "edgeft --help, edgeft COMMAND --help", ExitCode.USAGE
-    elif isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
-        text, code = f"{error.filename or 'output'}: {error.strerror}", ExitCode.USAGE
+    elif isinstance(error, OSError) and (error.errno in _ENVIRONMENT_ERRORS or _is_short_write(error)):
+        text, code = f"{error.filename or 'output'}: {error.strerror or error}", ExitCode.USAGE
         hint = "free some space, or choose a folder that you may read and write"
     else:
         text, code = f"internal error: {kind}: {error}", ExitCode.INTERNAL

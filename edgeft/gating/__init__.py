@@ -9,7 +9,7 @@ drops cannot add up); `judge` is the verdict that a run gives itself, against it
 - **size, MACs, memory, int8 coverage, parity** exactly.
 """
 
-from edgeft.gating.baseline import Baseline, read_baseline, write_baseline
+from edgeft.gating.baseline import Baseline, find_baseline, read_baseline, write_baseline
 from edgeft.gating.checks import DEFAULT_MARGIN, SEED_NOTE, overall
 from edgeft.gating.exact import Limits
 from edgeft.gating.judging import accuracy_margin, judge
@@ -31,6 +31,7 @@ __all__ = [
     "changes",
     "commit_of",
     "compare_releases",
+    "find_baseline",
     "from_package",
     "from_report",
     "gate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,13 +27,19 @@ def read(path: Path, *, schema: str, version: int, hint: str) -> dict[str, Any]:
         ConfigError: It is missing, cannot be read, is not JSON, is another document, or of another version.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        document = json.loads(
+            path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_refuse_constant
+        )
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})", hint) from error
     except ValueError as error:  # of which JSONDecodeError is one
         raise ConfigError(f"{path}: not valid JSON, perhaps truncated: {error}", hint) from error
+    except RecursionError:
+        raise ConfigError(
+            f"{path}: no document of edgeft: too many brackets within each other", hint
+        ) from None
     if not isinstance(document, dict) or document.get("schema") != schema:
         got = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise ConfigError(f'{path}: key "schema" is {got!r}; {schema!r} is needed', hint)
@@ -66,6 +73,13 @@ def validated(model: type[M], document: dict[str, Any], where: str | Path, hint:
         if any(item["type"] == "extra_forbidden" for item in found):
             hint = f"update edgeft, if a later one wrote it; else {hint}"
         raise ConfigError("\n".join(lines[:3]), hint) from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is larger than any number here")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -10,7 +10,7 @@ from edgeft.errors import ConfigError
 from edgeft.gating import checks
 from edgeft.gating.baseline import Estimate, Release
 from edgeft.gating.checks import DEFAULT_MARGIN
-from edgeft.recipe import Gate
+from edgeft.recipe import SMALLEST_MARGIN, Gate
 from edgeft.types import Check
 
 
@@ -41,8 +41,10 @@ class Limits:
         Raises:
             ConfigError: A given limit makes no sense.
         """
-        if margin is not None and not 0.0 < margin < 1.0:
-            raise ConfigError(f"margin {margin:g}: a share above 0 and below 1 is needed", "1 point is 0.01")
+        if margin is not None and not SMALLEST_MARGIN <= margin < 1.0:
+            raise ConfigError(
+                f"margin {margin:g}: a share from {SMALLEST_MARGIN:g} to below 1 is needed", "1 point is 0.01"
+            )
         if latency_ratio is not None and not 0.0 < latency_ratio < math.inf:
             raise ConfigError(
                 f"latency ratio {latency_ratio:g}: a finite number above 0 is needed", "5 % slower is 1.05"

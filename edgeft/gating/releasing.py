@@ -7,7 +7,14 @@ from pathlib import Path
 
 from edgeft.errors import ConfigError
 from edgeft.gating import checks, exact
-from edgeft.gating.baseline import Baseline, Release, TargetRelease, read_baseline
+from edgeft.gating.baseline import (
+    Baseline,
+    Release,
+    TargetRelease,
+    changed_limits,
+    find_baseline,
+    read_baseline,
+)
 from edgeft.gating.checks import SEED_NOTE, Pairing, overall
 from edgeft.gating.exact import Limits
 from edgeft.gating.release import Candidate, read_report
@@ -42,7 +49,7 @@ def gate(
             preprocessing.
     """
     candidate = read_report(Path(report))
-    known = read_baseline(Path(baseline)) if Path(baseline).exists() else None
+    known = find_baseline(Path(baseline))
     return compare_releases(
         candidate,
         known,
@@ -81,6 +88,12 @@ def compare_releases(
     Raises:
         ConfigError: The releases cannot be paired, have no target in common, or a record is about other files.
     """
+    if baseline is None and (anchor is not None or records):
+        given = f"the anchor {anchor_where}" if anchor is not None else f"the record {records[0].source}"
+        raise ConfigError(
+            f"{where} does not exist, and {given} is nothing to judge by without it",
+            "name the baseline file that is there, or leave the rest out to begin one",
+        )
     if baseline is None:
         notes = [f"{where} does not exist: nothing was compared; --update writes it", *_own(candidate)]
         return Verdict(outcome="no baseline", reference="", checks=(), notes=tuple(notes))
@@ -179,9 +192,7 @@ def _notes(candidate: Candidate, base: Release) -> Iterator[str]:
     yield from _own(candidate)
     if head.data_fingerprint != base.data_fingerprint:
         yield "training or validation data differ from the baseline's; the test samples are the same"
-    for key in sorted(head.limits.keys() | base.limits.keys()):
-        if head.limits.get(key) != base.limits.get(key):
-            before, after = base.limits.get(key, "default"), head.limits.get(key, "default")
-            yield f"the recipe's limit gate.{key} differs from the baseline's: {before} -> {after}"
+    for key, before, after in changed_limits(base.limits, head.limits):
+        yield f"the recipe's limit gate.{key} differs from the baseline's: {before} -> {after}"
     if base.accepted:
         yield f"the baseline was accepted although the gate did not pass it: {base.accepted}"

@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgeft.gating.baseline import Count
 from edgeft.types import BudgetName
-
-_Count = Annotated[int, Field(ge=0, lt=2**63)]
-"""What fits any machine's integers: figures beyond are damage."""
 
 
 class _Part(BaseModel):
@@ -28,7 +26,7 @@ class _Coverage(_Part):
 class _Artifact(_Part):
     files: list[_File]
     scheme: str
-    size_bytes: _Count
+    size_bytes: Count
     coverage: _Coverage
 
 
@@ -37,9 +35,9 @@ class _Accuracy(_Part):
 
 
 class _Parity(_Part):
-    samples: Annotated[_Count, Field(ge=1)]
-    flips: _Count
-    confident_flips: _Count
+    samples: Annotated[Count, Field(ge=1)]
+    flips: Count
+    confident_flips: Count
 
 
 class _Details(_Part):
@@ -56,20 +54,20 @@ class _Runtime(_Part):
 class _Latency(_Part):
     p50_ms: float
     p90_ms: float
-    threads: _Count
+    threads: Count
     evidence: str
     runtime: _Runtime
 
 
 class _Estimate(_Part):
-    cycles: _Count
+    cycles: Count
     ms: float
     source: str
 
 
 class _Memory(_Part):
-    ram_bytes: _Count
-    flash_bytes: _Count
+    ram_bytes: Count
+    flash_bytes: Count
 
 
 class Budget(_Part):
@@ -134,7 +132,7 @@ class Table(_Part):
 
 
 class _Macs(_Part):
-    after: _Count | None = None
+    after: Count | None = None
 
 
 class _Model(_Part):

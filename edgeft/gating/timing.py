@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeft.errors import ConfigError
 from edgeft.gating import documents
 from edgeft.gating.baseline import Latency, Release
+from edgeft.measure.sequential import FEWEST_PAIRS
 from edgeft.types import Check, Outcome
 
 SCHEMA: Final = "edgeft-compare"
@@ -24,12 +25,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class _Runtime(_Part):
+    runtime: str = ""
+    version: str = ""
+
+
 class _Side(_Part):
     name: str
     target: str
     sha256: dict[str, str]
     evidence: str
     threads: int
+    asked: dict[str, Any] = {}
+    """What the comparison was told to do otherwise than the package says."""
+    runtime: _Runtime = _Runtime()
 
 
 class _Ratio(_Part):
@@ -53,7 +62,7 @@ class TimingRecord(_Part):
     p50: _Ratio
     p95: _Ratio
     limit: float
-    pairs: int
+    pairs: Annotated[int, Field(ge=FEWEST_PAIRS)]
     host: dict[str, Any]
     warnings: list[str]
 
@@ -120,11 +129,21 @@ def latency(
     record = next((r for r in records if r.times(target, then.digests, now.digests)), None)
     if record is not None:
         return _from_record(target, record, head, limit)
-    if then.digests == now.digests and now.latency is not None:
-        return Check(name="latency", target=target, outcome="pass", detail="the same file as the baseline's")
     if then.latency is None or now.latency is None:
         return None
+    if then.digests == now.digests and _timed_alike(then.latency, now.latency):
+        return Check(
+            name="latency",
+            target=target,
+            outcome="pass",
+            detail="the same file and runtime as the baseline's",
+        )
     return _advice(target, base, head, then.latency, now.latency)
+
+
+def _timed_alike(then: Latency, now: Latency) -> bool:
+    """Say whether one file has one latency: its runtime, threads and kind of evidence are the same."""
+    return (then.runtime, then.threads, then.evidence) == (now.runtime, now.threads, now.evidence)
 
 
 def _from_record(target: str, record: TimingRecord, head: Release, limit: float) -> Check:
@@ -165,6 +184,14 @@ def _otherwise(record: TimingRecord, head: Release, target: str) -> str:
         for side in (record.base, record.head)
         if reported and (side.threads, side.evidence) != (reported.threads, reported.evidence)
     ]
+    used = {f"{side.runtime.runtime} {side.runtime.version}".strip() for side in (record.base, record.head)}
+    found += [
+        f"it ran in {name}, the report's target in {reported.runtime}"
+        for name in sorted(used - {""})
+        if reported and name != reported.runtime
+    ]
+    asked = {**record.base.asked, **record.head.asked}
+    found += [f"compared with {key} {value}, not as the package says" for key, value in sorted(asked.items())]
     return "; ".join(found)
 
 

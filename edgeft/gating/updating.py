@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeft.gating.baseline import Baseline, Release, TargetRelease
+from edgeft.gating.baseline import Baseline, Release, TargetRelease, changed_limits
 from edgeft.gating.release import Candidate
 from edgeft.gating.samples import SampleSet, decode
 from edgeft.gating.timing import differing_host
@@ -56,12 +56,13 @@ def _about(old: Release | None, new: Release) -> Iterator[_Row]:
         ("data", "data_fingerprint", 12),
         ("edgeft", "edgeft", None),
         ("MACs", "macs", None),
-        ("limits", "limits", None),
         ("accepted because", "accepted", None),
     ):
         before = _text(getattr(old, attribute))[:length] if old else "-"
         yield what, "", before, _text(getattr(new, attribute))[:length]
     if old:
+        for key, before, after in changed_limits(old.limits, new.limits):
+            yield f"limit {key}", "", before, after
         yield "host", "", *_hosts(old, new)
 
 

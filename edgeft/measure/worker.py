@@ -162,7 +162,16 @@ class _Race:
             while len(times) < self._min_runs or time.perf_counter() < end:
                 lane.place(feeds[(number + len(times)) % len(feeds)])
                 times.append(lane.invoke_ms())
-        except (RuntimeError, ValueError) as error:  # raised again by `run`
+        except (
+            ArithmeticError,
+            LookupError,
+            MemoryError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # Raised again by `run`: a lane that ended early would count as a slow one.
             self._errors.append(error)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import platform
 import re
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 from xml.etree import ElementTree
@@ -28,17 +29,26 @@ _FAILURE: dict[Outcome, str] = {"fail": "failure", "inconclusive": "error", "no 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(verdict: Verdict, *, suite: str, inconclusive: Inconclusive = "fail") -> str:
+def junit(verdict: Verdict, *, suite: str, inconclusive: Inconclusive = "fail", accepted: str = "") -> str:
     """Return a verdict as a JUnit XML document.
 
     Args:
         verdict: The gate's decision; its reference, outcome and notes become properties and output of the suite.
         suite: Name of the test suite: what was judged.
         inconclusive: What the gate's caller makes of a check that could not be decided.
+        accepted: Why the release is taken although not every check passes: these are skipped, then.
     """
     why = "; ".join(verdict.notes) or "nothing was compared"
     checks = verdict.checks or (Check(name="baseline", target="", outcome="no baseline", detail=why),)
     kinds = [_kind(check, inconclusive) for check in checks]
+    if accepted:
+        kinds = ["skipped" if kind else "" for kind in kinds]
+        checks = tuple(
+            replace(check, detail=f"accepted: {accepted}: {check.detail}")
+            if check.outcome in ("fail", "inconclusive")
+            else check
+            for check in checks
+        )
     counts = Counter(kinds)
     root = ElementTree.Element("testsuites")
     element = ElementTree.SubElement(
@@ -66,6 +76,17 @@ def junit(verdict: Verdict, *, suite: str, inconclusive: Inconclusive = "fail") 
     ElementTree.SubElement(element, "system-err").text = _clean("\n".join(verdict.notes))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def junit_error(message: str, *, suite: str) -> str:
+    """Return a JUnit XML document of one error: the gate came to no verdict at all.
+
+    Args:
+        message: What went wrong.
+        suite: Name of the test suite.
+    """
+    check = Check(name="verdict", target="", outcome="inconclusive", detail=message)
+    return junit(Verdict(outcome="inconclusive", reference="", checks=(check,), notes=()), suite=suite)
 
 
 def _kind(check: Check, inconclusive: Inconclusive) -> str:

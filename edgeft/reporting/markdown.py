@@ -59,6 +59,17 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def error_section(message: str, *, title: str) -> str:
+    """Return a Markdown section that says why there is no verdict.
+
+    Args:
+        message: What went wrong; line breaks stay.
+        title: Heading of the section.
+    """
+    lines = "  \n".join(map(_text, message.splitlines()))
+    return f"## {_text(title)}\n\n**{_MARKS['fail']} error: there is no verdict**\n\n{lines}\n"
+
+
 def append_summary(path: Path, text: str) -> None:
     """Append a section to a job's summary, the file that GitHub names in ``$GITHUB_STEP_SUMMARY``.
 

@@ -96,8 +96,14 @@ def precision(latency: Mapping[str, Any]) -> str:
 
 
 def outcome(target: str, checks: list[dict[str, Any]]) -> str:
-    """Return a target's own verdict: fail if any of its checks does, else inconclusive, else pass."""
-    found = {check["outcome"] for check in checks if check["target"] == target}
+    """Return a target's own verdict: fail if any of its checks does, else inconclusive, else pass.
+
+    A target whose accuracy was not compared with anything has no baseline, whatever else passed.
+    """
+    own = [check for check in checks if check["target"] == target]
+    found = {check["outcome"] for check in own}
+    if found and found <= {"pass", "no baseline"} and not any(c["name"].startswith("accuracy") for c in own):
+        return "no baseline"
     return next((o for o in ("fail", "inconclusive", "pass", "no baseline") if o in found), "not checked")
 
 

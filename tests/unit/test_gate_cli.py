@@ -116,10 +116,67 @@ def test_a_file_that_cannot_be_written_does_not_hide_the_verdict(gate, write_rep
     assert "moves on" not in out and (tmp_path / "baseline.json").read_text() == before
 
 
-def test_json_does_not_tell_of_an_update_that_failed(write_report, tmp_path, capsys):
+def test_json_tells_the_verdict_and_that_an_update_failed(write_report, tmp_path, capsys):
     report = write_report()
     code = main(["gate", str(report), "--baseline", str(report / "baseline.json"), "--update", "--json"])
-    assert code == 2 and "cannot be written" in json.loads(capsys.readouterr().out)["error"]["message"]
+    told = json.loads(capsys.readouterr().out)
+    assert code == told["error"]["exit_code"] == 2 and "cannot be written" in told["error"]["message"]
+    assert told["outcome"] == "no baseline" and told["updated"] is False
+
+
+def test_an_error_takes_the_place_of_an_older_verdict(gate, write_report, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    files = ("--junit", "junit.xml", "--markdown", "gate.md")
+    gate(write_report(), "--update", *files)
+    report = tmp_path / "cut.json"
+    report.write_text(write_report().read_text()[:100])
+    code, _ = gate(report, *files)
+    (case,) = ElementTree.parse(tmp_path / "junit.xml").getroot().iter("testcase")
+    assert code == 2 and "perhaps truncated" in case.find("error").attrib["message"]
+    for name in ("gate.md", "summary.md"):
+        text = (tmp_path / name).read_text()
+        assert "there is no verdict" in text and "perhaps truncated" in text
+
+
+def test_what_was_accepted_is_no_failed_test(gate, write_report, tmp_path):
+    gate(write_report(), "--update")
+    worse = write_report(wrong=range(80), file="b")
+    code, _ = gate(worse, "--update", "--accept", "twice as fast", "--junit", "junit.xml")
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot().find("testsuite")
+    assert code == 0 and (suite.attrib["failures"], suite.attrib["errors"]) == ("0", "0")
+    assert "accepted: twice as fast: " in suite.find("testcase/skipped").attrib["message"]
+
+
+def test_a_linked_baseline_is_moved_on_where_it_is(gate, write_report, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "baseline.json").symlink_to("kept/b.json")
+    code, out = gate(write_report())
+    assert code == 2 and "a link to kept/b.json, which does not exist" in out
+    (tmp_path / "baseline.json").unlink()
+    gate(write_report(), "--update")
+    (tmp_path / "baseline.json").rename(tmp_path / "kept" / "b.json")
+    (tmp_path / "baseline.json").symlink_to("kept/b.json")
+    assert gate(write_report(wrong=range(4), file="b"), "--update")[0] == 0
+    assert (tmp_path / "baseline.json").is_symlink()
+    stored = json.loads((tmp_path / "kept" / "b.json").read_text())
+    assert stored["release"]["targets"]["cpu-onnxruntime"]["accuracy"] == 0.998
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_default_that_is_written_out_is_no_other_limit(gate, write_report):
+    gate(write_report(), "--update")
+    defaults = {"latency_ratio": 1.05, "max_confident_flips": 0.01}
+    _, out = gate(write_report(file="b", gate=defaults))
+    assert "differs from the baseline's" not in out
+    _, out = gate(write_report(file="b", gate={"latency_ratio": 1.2}))
+    assert "gate.latency_ratio differs from the baseline's: 1.05 -> 1.2" in out
+
+
+def test_a_target_without_a_baseline_passes_in_no_table(gate, write_report, tmp_path):
+    gate(write_report(targets=["cpu-onnxruntime"]), "--update")
+    gate(write_report(file="b"), "--markdown", "gate.md")
+    row = next(x for x in (tmp_path / "gate.md").read_text().splitlines() if x.startswith("| cpu-openvino |"))
+    assert "no baseline |" in row
 
 
 @pytest.mark.parametrize(
@@ -138,7 +195,8 @@ def test_files_need_more_of_a_report_than_the_gate_does(gate, write_report, tmp_
     report = write_report(edit=lambda document: edit(document["targets"][0]))
     assert gate(report)[0] == 0
     code, out = gate(report, *options)
-    assert code == 2 and missing in out and not (tmp_path / options[1]).exists()
+    assert code == 2 and missing in out
+    assert not (tmp_path / "x.jsonl").exists() and "verdict" not in out
 
 
 def test_without_a_baseline_the_list_of_tests_says_so(gate, write_report, tmp_path):

@@ -341,6 +341,75 @@ def test_a_record_with_other_threads_is_advice(write_report, tmp_path):
     assert check.outcome == "no baseline" and "ran with 8 threads" in check.detail
 
 
+@pytest.mark.parametrize(
+    ("side", "told"),
+    [
+        ({"asked": {"device": "GPU"}}, "compared with device GPU, not as the package says"),
+        ({"runtime": {"runtime": "rt", "version": "2"}}, "ran in rt 2, the report's target in rt 1"),
+    ],
+)
+def test_a_record_with_other_settings_is_advice(write_report, tmp_path, side, told):
+    baseline = establish(write_report(), tmp_path)
+    path = record(tmp_path, 0.4, 0.6)
+    document = json.loads(path.read_text())
+    document["head"] |= side
+    path.write_text(json.dumps(document))
+    verdict = edgeft.gate(write_report(file="b"), baseline=baseline, compare=[path])
+    (check,) = (c for c in verdict.checks if (c.target, c.name) == (TARGET, "latency"))
+    assert check.outcome == "no baseline" and told in check.detail
+
+
+def test_a_record_of_too_few_pairs_is_refused(write_report, tmp_path):
+    baseline = establish(write_report(), tmp_path)
+    with pytest.raises(ConfigError, match="pairs: Input should be greater than or equal to 8"):
+        edgeft.gate(write_report(file="b"), baseline=baseline, compare=[record(tmp_path, 0.4, 0.6, pairs=1)])
+
+
+def test_the_same_file_in_another_runtime_has_no_latency_of_the_baselines(write_report, tmp_path):
+    baseline = establish(write_report(), tmp_path)
+    found = outcomes(edgeft.gate(write_report(), baseline=baseline))
+    assert found[f"{TARGET}/latency"] == "pass"
+
+    def upgraded(document):
+        document["targets"][0]["latency"]["runtime"]["version"] = "2"
+
+    found = outcomes(edgeft.gate(write_report(edit=upgraded), baseline=baseline))
+    assert found[f"{TARGET}/latency"] == "no baseline"
+
+
+def test_anchor_and_records_are_not_left_out_where_the_baseline_is_lost(write_report, tmp_path):
+    baseline = establish(write_report(), tmp_path)
+    lost = tmp_path / "lost.json"
+    with pytest.raises(ConfigError, match=r"lost\.json does not exist, and the anchor"):
+        edgeft.gate(write_report(), baseline=lost, anchor=baseline)
+    with pytest.raises(ConfigError, match=r"lost\.json does not exist, and the record"):
+        edgeft.gate(write_report(), baseline=lost, compare=[record(tmp_path, 0.4, 0.6)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": "edgeft-report", "version": 1, "x": 1e999}', "1e999 is larger than any number"),
+        ("[" * 200_000, "too many brackets"),
+    ],
+)
+def test_a_document_beyond_any_is_one_clear_message(tmp_path, content, message):
+    path = tmp_path / "report.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        edgeft.gate(path, baseline=tmp_path / "baseline.json")
+
+
+@pytest.mark.parametrize("value", [0, 10**400])
+def test_a_baseline_with_an_impossible_size_is_damaged(write_report, tmp_path, value):
+    baseline = establish(write_report(), tmp_path)
+    document = json.loads(baseline.read_text())
+    document["release"]["targets"][TARGET]["size_bytes"] = value
+    baseline.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="size_bytes: Input should be"):
+        edgeft.gate(write_report(), baseline=baseline)
+
+
 @pytest.mark.parametrize(("limit", "cure"), [(1.05, "--time-limit"), (1.1, "--limit 1.05")])
 def test_what_helps_an_undecided_record_is_told(write_report, tmp_path, limit, cure):
     baseline = establish(write_report(), tmp_path)

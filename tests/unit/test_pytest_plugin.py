@@ -90,6 +90,12 @@ def test_an_unknown_outcome_for_the_undecided_is_refused(run, project):
     result.stdout.fnmatch_lines(["edgeft_gate: inconclusive = 'Fail'; allowed are 'fail', 'skip', 'pass'*"])
 
 
+def test_an_unknown_column_is_refused(run, project):
+    result = run("good", options=", columns={'lable': 'kind'}")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["edgeft_gate: columns: lable; allowed are label, path, text*"])
+
+
 def rename_target(baseline: Path) -> None:
     document = json.loads(baseline.read_text())
     (target,) = document["release"]["targets"].values()

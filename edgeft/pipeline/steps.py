@@ -299,8 +299,9 @@ def _save(model: FloatModel, folder: Path, **extra: Any) -> dict[str, Any]:
     """Write a float network's tensors and return its last record, `extra` among its results."""
     from safetensors.torch import save_file
 
-    state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    from edgeft import stages
+
+    save_file(stages.own_tensors(model.module), folder / "model.safetensors")
     record: StepRecord = model.history[-1]
     parameters = sum(p.numel() for p in model.module.parameters())
     return dataclasses.asdict(

@@ -5,6 +5,7 @@ same ones. None of them changes the caller's model.
 """
 
 from edgeft.stages.budgeting import unpruned_file
+from edgeft.stages.common import own_tensors
 from edgeft.stages.deploying import export, predict_program
 from edgeft.stages.finetuning import finetune
 from edgeft.stages.prune_planning import plan_pruning
@@ -18,6 +19,7 @@ __all__ = [
     "export",
     "finetune",
     "measure_sensitivity",
+    "own_tensors",
     "plan_pruning",
     "predict_program",
     "prune",

@@ -35,6 +35,14 @@ def right_answers(module: torch.nn.Module, batches: Batches) -> tuple[int, int]:
     return int((logits.argmax(axis=1) == labels).sum()), len(labels)
 
 
+def own_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a network by name, each with memory of its own: a file may not hold one weight twice."""
+    return {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
+
+
 def parse_config(kind: type[Config], config: Config | None, settings: Mapping[str, Any]) -> Config:
     """Return `config` with `settings` over it. Raises `ConfigError`."""
     given = {} if config is None else config.model_dump()

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from edgeft import documents
 from edgeft.errors import ConfigError
 from edgeft.files import write_text
-from edgeft.gating import documents
 from edgeft.gating.samples import SampleSet, decode
 from edgeft.recipe import Gate
 from edgeft.schema import Strict

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgeft import documents
 from edgeft.errors import ConfigError
-from edgeft.gating import checks, documents
+from edgeft.gating import checks
 from edgeft.gating import report_parts as parts
 from edgeft.gating.baseline import (
     Coverage,

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edgeft import documents
 from edgeft.errors import ConfigError
-from edgeft.gating import documents
 from edgeft.gating.baseline import Latency, Release
 from edgeft.measure.sequential import FEWEST_PAIRS
 from edgeft.types import Check, Outcome

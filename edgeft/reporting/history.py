@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from edgeft import documents
 from edgeft.errors import ConfigError
 from edgeft.files import alone, write_text
 from edgeft.reporting import rows, trend
@@ -133,8 +134,8 @@ def _target(target: Mapping[str, Any], checks: list[dict[str, Any]]) -> dict[str
 def _release(line: str, place: str) -> Release:
     repair = "take the file from version control, or remove the line"
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
+        record = documents.parse(line)
+    except ValueError as error:
         raise ConfigError(f"{place}: not JSON ({error})", repair) from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ConfigError(f'{place}: not a release (key "schema" is not "{SCHEMA}")', repair)

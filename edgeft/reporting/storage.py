@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from edgeft.errors import ConfigError
+from edgeft import documents
 from edgeft.files import write_text
 from edgeft.reporting.document import SCHEMA, VERSION, Document
 from edgeft.types import ArtifactScheme, Evidence, Outcome
 
+_HINT = "a run writes report.json when it is finished; an older report is read by the edgeft that wrote it"
 # An array of numbers or strings, spread over lines by json.dumps. A line break inside a JSON string is
 # written as \n, so the real ones that this looks for are always between values.
 _FLAT_ARRAY = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
@@ -36,21 +37,7 @@ def read_json(path: Path) -> Document:
     Raises:
         ConfigError: The file is missing, not JSON, not a report, of another version, or incomplete.
     """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file", "a run writes report.json when it is finished") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        raise ConfigError(f'{path}: not a report of edgeft (key "schema" is not "{SCHEMA}")')
-    if report.get("version") != VERSION:
-        raise ConfigError(
-            f"{path}: report version {report.get('version')!r}, this edgeft reads {VERSION}",
-            "read it with the edgeft that wrote it, or run the recipe again",
-        )
+    report = documents.read(path, schema=SCHEMA, version=VERSION, hint=_HINT)
     require_whole(report, str(path))
     return report
 
@@ -65,15 +52,9 @@ def require_whole(report: Mapping[str, Any], where: str) -> None:
     Raises:
         ConfigError: It is damaged or incomplete.
     """
-    try:
-        _Report.model_validate(report)
-    except ValidationError as error:
-        lines = [
-            f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)
-        ]
-        raise ConfigError(
-            "\n".join(lines[:5]), "the report is damaged or incomplete: run the recipe again"
-        ) from None
+    documents.validated(
+        _Report, dict(report), where, "the report is damaged or incomplete: run the recipe again"
+    )
 
 
 class _Part(BaseModel):

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "edgeft"
 # From the bottom to the top; a module imports only from layers below its own.
 LAYERS = (
     ("errors",),
-    ("resources", "extras", "schema", "lock", "files", "user_code"),
+    ("resources", "extras", "schema", "lock", "files", "documents", "user_code"),
     ("preprocessing",),
     ("types",),
     ("recipe", "target", "calibration"),

@@ -318,7 +318,7 @@ def test_plain_knows_what_it_can_store():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "other"}, "not a report of edgeft"),
+        ({"schema": "other"}, "key \"schema\" is 'other'"),
         ({"version": 2}, "report version 2, this edgeft reads 1"),
         ({"targets": [{"target": "x"}]}, r"targets\.0\.artifact: Field required"),
         ({"verdict": {"outcome": "maybe"}}, r"verdict\.outcome"),

@@ -27,19 +27,13 @@ def read(path: Path, *, schema: str, version: int, hint: str) -> dict[str, Any]:
         ConfigError: It is missing, cannot be read, is not JSON, is another document, or of another version.
     """
     try:
-        document = json.loads(
-            path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_refuse_constant
-        )
+        document = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})", hint) from error
     except ValueError as error:  # of which JSONDecodeError is one
         raise ConfigError(f"{path}: not valid JSON, perhaps truncated: {error}", hint) from error
-    except RecursionError:
-        raise ConfigError(
-            f"{path}: no document of edgeft: too many brackets within each other", hint
-        ) from None
     if not isinstance(document, dict) or document.get("schema") != schema:
         got = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise ConfigError(f'{path}: key "schema" is {got!r}; {schema!r} is needed', hint)
@@ -51,6 +45,14 @@ def read(path: Path, *, schema: str, version: int, hint: str) -> dict[str, Any]:
             "update edgeft" if newer else hint,
         )
     return document
+
+
+def parse(text: str) -> Any:
+    """Return what a JSON text says. Raises `ValueError` if it is none, nests too deep, or has a number without end."""
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("too many brackets within each other") from None
 
 
 def validated(model: type[M], document: dict[str, Any], where: str | Path, hint: str) -> M:

@@ -9,7 +9,8 @@ here, by arithmetic on the layer widths, before the network is touched:
 - `allocation`, `limits`: the widths that meet a budget, and how far they can go,
 - `analysis`: all of this together, once per network, for a search to ask,
 - `compensation`: what the weights that stay take over from those that go,
-- `surgery`: the cut, its proof, and giving a new network the shapes of a pruned one.
+- `survey`: which layers run, in evaluation and in training,
+- `surgery`, `proof`: the cut, its proof, and giving a new network the shapes of a pruned one.
 """
 
 from __future__ import annotations

@@ -11,16 +11,18 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from edgeft.errors import EdgeftError, ModelError
+from edgeft.errors import EdgeftError
 from edgeft.pruning.allocation import COST_EXPONENT, allocate, quantiles
 from edgeft.pruning.compensation import compensate, second_moments
 from edgeft.pruning.costs import CostModel, cost_model
 from edgeft.pruning.groups import ChannelGroup, find_groups
 from edgeft.pruning.importance import NO_SCALE, Criterion, has_scale, importances
 from edgeft.pruning.limits import Bounds, out_of_reach
-from edgeft.pruning.macs import count_macs, count_positions
+from edgeft.pruning.macs import count_macs
 from edgeft.pruning.plan import GroupDecision, LayerDecision, PrunedModel, PruningPlan
-from edgeft.pruning.surgery import Removal, check_cut, cut, removals
+from edgeft.pruning.proof import CutError, check_cut, check_training
+from edgeft.pruning.surgery import Removal, cut, removals
+from edgeft.pruning.survey import Survey, survey
 from edgeft.pruning.tracing import check_prunable
 
 Allocation = Literal["global", "uniform"]
@@ -43,6 +45,7 @@ class Analysis:
     costs: CostModel
     criterion: Criterion
     bounds: Bounds
+    survey: Survey
 
     @property
     def full(self) -> tuple[int, ...]:
@@ -77,7 +80,8 @@ class Analysis:
         """Layers whose outputs, or some of them, cannot be cut, by dotted name, and why."""
         fused = [name for name, m in self.module.named_modules() if isinstance(m, nn.MultiheadAttention)]
         followed = {layer for group in self.groups for layer in group.layers}
-        reasons = {cost.layer: "not followed" for cost in self.costs.layers if cost.layer not in followed}
+        reasons = dict.fromkeys(self.survey.idle, "does not run in evaluation")
+        reasons |= {cost.layer: "not followed" for cost in self.costs.layers if cost.layer not in followed}
         for group, limit in zip(self.groups, self.limits, strict=True):
             reasons.update({layer: limit for layer in group.layers if limit})
         return reasons | dict.fromkeys(fused, "attention in one kernel")
@@ -231,7 +235,7 @@ def analyse(
     check_prunable(module, {"keep": keep, "sensitivity": floors})
     network = copy.deepcopy(module).eval()
     layers = dict(network.named_modules())
-    positions = count_positions(network, example)
+    seen = survey(network, example)
     groups = find_groups(network, example, keep=keep)
     if criterion == "bn-scale":
         groups = tuple(g if g.limit or has_scale(g, layers) else replace(g, limit=NO_SCALE) for g in groups)
@@ -251,9 +255,10 @@ def analyse(
             groups=tuple(of),
             ladders=tuple(map(bounds.ladder, of)),
             importances=worths,
-            costs=cost_model(of, layers, positions),
+            costs=cost_model(of, layers, seen.positions),
             criterion=criterion,
             bounds=bounds,
+            survey=seen,
         )
 
     first = analysis(groups)
@@ -273,7 +278,7 @@ def _impossible(analysis: Analysis) -> dict[int, str]:
     """
     try:
         _check_widths(analysis, analysis.lowest)
-    except ModelError:
+    except CutError:
         pass
     else:
         return {}
@@ -282,16 +287,17 @@ def _impossible(analysis: Analysis) -> dict[int, str]:
         if len(ladder) > 1:
             try:
                 _check_widths(analysis, [*analysis.full[:number], ladder[0], *analysis.full[number + 1 :]])
-            except ModelError as error:
-                crashed = error.__cause__ is not None
-                found[number] = "tied to a fixed shape" if crashed else "channels are mixed after it"
+            except CutError as error:
+                found[number] = error.limit
     return found
 
 
 def _check_widths(analysis: Analysis, widths: Sequence[int]) -> None:
-    """Raise `ModelError` unless the network survives a cut to `widths`."""
+    """Raise `CutError` unless the network survives a cut to `widths`, in training mode too if it runs there."""
     pruned, losses = _cut(analysis, widths)
     check_cut(analysis.module, pruned, losses, analysis.example)
+    if analysis.survey.trains:
+        check_training(pruned, analysis.example, analysis.survey.idle)
 
 
 def _cut(analysis: Analysis, widths: Sequence[int]) -> tuple[nn.Module, dict[str, Removal]]:

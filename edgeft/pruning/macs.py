@@ -46,6 +46,18 @@ def evaluation(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@contextmanager
+def all_trainable(module: nn.Module) -> Iterator[None]:
+    """Let every parameter require gradients for a while: the graph that is followed is autograd's."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
 def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
     """Return how often each layer's weights are used for one sample, by the layer's dotted name.
 

@@ -1,8 +1,7 @@
-"""Cut channels, prove that nothing else changed, and give a new network the shapes of a pruned one."""
+"""Cut channels, and give a new network the shapes of a pruned one."""
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from edgeft.errors import ModelError
 from edgeft.pruning.attention import Attention, find_attention, update_heads
 from edgeft.pruning.groups import ChannelGroup, is_depthwise
-from edgeft.pruning.macs import FORWARD_ERRORS, Layer
+from edgeft.pruning.macs import Layer
 
 _RESTORE_HINT = "build the network that was pruned, with the same number of classes"
 
@@ -69,62 +68,6 @@ def mask(module: nn.Module, losses: Mapping[str, Removal]) -> None:
             index = torch.tensor(sorted(loss.inputs), device=layer.weight.device)
             with torch.no_grad():
                 layer.weight.index_fill_(_axes(layer, "weight")["inputs"], index, 0)
-
-
-def check_cut(
-    original: nn.Module, pruned: nn.Module, losses: Mapping[str, Removal], example: torch.Tensor
-) -> None:
-    """Raise unless `pruned` computes what `original` computes when nobody reads the removed channels.
-
-    The dependency graph takes every operation that it does not know for an element-wise one (a channel
-    shuffle, attention heads). Where that is wrong it is found out here, and not by a bad accuracy later.
-
-    Args:
-        original: The unpruned network.
-        pruned: The network after `cut` with the same `losses`.
-        losses: What every layer lost.
-        example: An input.
-
-    Raises:
-        ModelError: The outputs differ or the pruned network cannot run.
-    """
-    masked = copy.deepcopy(original).double().cpu().eval()
-    mask(masked, losses)
-    double = copy.deepcopy(pruned).double().cpu().eval()
-    noise = _noise(example)
-    hint = (
-        "name the layers around that operation in `keep`, or leave the prune stage out for this architecture"
-    )
-    with torch.no_grad():
-        try:
-            expected = masked(noise)
-        except FORWARD_ERRORS as error:
-            raise ModelError(
-                f"this network does not run in float64, in which cuts are checked: {error}",
-                "make tensors that it creates in its code follow the type of its inputs",
-            ) from error
-        try:
-            got = double(noise)
-        except FORWARD_ERRORS as error:
-            raise ModelError(f"this network cannot run with fewer channels: {error}", hint) from error
-    if got.shape != expected.shape or not torch.allclose(
-        got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()), equal_nan=True
-    ):
-        raise ModelError(
-            "this network mixes channels in a way that pruning does not follow (a channel shuffle, attention "
-            "heads, a normalisation over channels): cutting channels that nothing reads changed its output",
-            hint,
-        )
-
-
-def _noise(example: torch.Tensor) -> torch.Tensor:
-    """Return an input like `example`: noise in float64, where a difference is no rounding, or other token ids."""
-    generator = torch.Generator().manual_seed(0)
-    if example.is_floating_point():
-        return torch.randn(example.shape, dtype=torch.float64, generator=generator)
-    noise = torch.randint(0, int(example.max()) + 1, example.shape, generator=generator).to(example.dtype)
-    noise[:, 0] = example[:, 0].cpu()  # a text of padding alone has no mean
-    return noise
 
 
 def restore(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -8,7 +8,6 @@ zeros padded beside the channels (the parameter-free shortcut of CIFAR ResNets) 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch_pruning.dependency import index_mapping
 from torch_pruning.ops import OPTYPE
 
 from edgeft.errors import ModelError, nearest
-from edgeft.pruning.macs import Layer
+from edgeft.pruning.macs import Layer, all_trainable
 
 # What torch-pruning 1.6 dies with on operations that it does not know: it has no exceptions of its own.
 _TRACER_ERRORS = (
@@ -136,7 +135,7 @@ def trace(module: nn.Module, example: torch.Tensor) -> Trace:
     """
     graph = _Graph()
     opaque: dict[Any, str] = {}
-    with torch.enable_grad(), _all_trainable(module):
+    with torch.enable_grad(), all_trainable(module):
         try:
             # A tuple: torch-pruning unpacks a bare tensor along its batch axis and tries that first.
             graph.build_dependency(module, (example,), verbose=False)
@@ -153,18 +152,6 @@ def trace(module: nn.Module, example: torch.Tensor) -> Trace:
             opaque = _isolate(graph)
             groups = tuple(_groups(graph))
     return Trace(graph=graph, groups=groups, opaque=opaque, paddings=paddings)
-
-
-@contextmanager
-def _all_trainable(module: nn.Module) -> Iterator[None]:
-    """Let every parameter require gradients for a while: the graph that is followed is autograd's."""
-    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    module.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
 
 
 def _failure(what: str, error: Exception) -> ModelError:

@@ -1,0 +1,65 @@
+"""What a network's layers are and which of them run, found out once before anything of it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from edgeft.pruning.macs import Layer, all_trainable, count_positions
+from edgeft.pruning.proof import training_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What running a network shows; layers by dotted name.
+
+    `positions` says how often each layer's weights are used for one sample in evaluation
+    (`macs.count_positions`); `idle` are the layers that evaluation does not run; `trains` says whether the
+    network runs in training mode as it does in evaluation.
+    """
+
+    positions: Mapping[str, int]
+    idle: tuple[str, ...]
+    trains: bool
+
+
+def survey(network: nn.Module, example: torch.Tensor) -> Survey:
+    """Return what running `network` shows.
+
+    Args:
+        network: In evaluation mode; not changed.
+        example: One input with a batch of 1.
+
+    Raises:
+        ModelError: The network does not run on `example`.
+    """
+    positions = count_positions(network, example)
+    reached = _reached(network, example)
+    idle = tuple(
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, Layer)
+        and name not in positions
+        and not any(id(parameter) in reached for parameter in layer.parameters())
+    )
+    return Survey(positions=positions, idle=idle, trains=training_error(network, example) is None)
+
+
+def _reached(network: nn.Module, example: torch.Tensor) -> set[int]:
+    """Return the ids of the parameters that the output depends on: a layer may be used without being called."""
+    with torch.enable_grad(), all_trainable(network):
+        output = network(example)
+    found: set[int] = set()
+    queue, seen = [output.grad_fn], {output.grad_fn}
+    while queue:
+        function = queue.pop()
+        variable = getattr(function, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        fresh = {source for source, _ in function.next_functions if source is not None} - seen
+        seen |= fresh
+        queue += fresh
+    return found

@@ -1,0 +1,91 @@
+"""Odd networks: what pruning finds out by running them, and what it says of them before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from edgeft import pruning
+
+EXAMPLE = torch.zeros(1, 3, 16, 16)
+
+
+class Base(nn.Module):
+    """A stem, what is to be tried, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        self.tail = nn.Conv2d(32, 48, 3, padding=1)
+        self.head = nn.Linear(48, 10)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.tail(self.middle(self.stem(x))).relu().mean((2, 3)))
+
+
+class Auxiliary(Base):
+    """GoogLeNet's way: a second head that training alone runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between = nn.Conv2d(32, 32, 3, padding=1)
+        self.aux = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        early = self.stem(x)
+        out = self.head(self.tail(self.between(early)).relu().mean((2, 3)))
+        return out + 0.3 * self.aux(early.mean((2, 3))) if self.training else out
+
+
+def analyse(network: nn.Module, **settings: object) -> pruning.Analysis:
+    options = {"channel_multiple": 8, "min_channels": 8} | settings
+    return pruning.analyse(network, EXAMPLE, **options)
+
+
+def built(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind()
+
+
+def test_what_a_layer_of_training_alone_reads_is_left_whole() -> None:
+    network = built(Auxiliary)
+    before = copy.deepcopy(network.state_dict())
+    random = torch.get_rng_state()
+    analysis = analyse(network)
+    assert analysis.fixed == {
+        "stem.0": "read in training only",
+        "aux": "does not run in evaluation",
+        "head": "network output",
+    }
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    pruned = analysis.apply(analysis.lowest).module
+    assert (pruned.between.out_channels, pruned.tail.out_channels) == (8, 16)
+    pruned.train()(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
+def test_a_network_that_does_not_train_anyway_is_cut() -> None:
+    class Refuses(Base):
+        def middle(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                raise RuntimeError("not made for it")
+            return x
+
+    assert analyse(built(Refuses)).fixed == {"head": "network output"}
+
+
+def test_a_layer_that_is_used_without_being_called_runs() -> None:
+    class Used(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = nn.Linear(32, 32)
+
+        def middle(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x.transpose(1, 3), self.mixer.weight).transpose(1, 3)
+
+    assert "mixer" not in analyse(built(Used)).fixed

@@ -108,25 +108,25 @@ def _watch_gates(
     handles = []
 
     def see_gate(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            x, gate = args[0].double(), watched[name]
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+            x, gate = _inputs(args, kwargs)[0].double(), watched[name]
             gate.products = gate.products + (x * output).sum((0, 2, 3))
             gate.squares = gate.squares + x.square().sum((0, 2, 3))
             gate.output = output
 
         return hook
 
-    def see_reader(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def see_reader(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for gate in watched.values():
-            if gate.output is not None and args[0] is gate.output:
+            if gate.output is not None and any(x is gate.output for x in _inputs(args, kwargs)):
                 gate.several |= gate.reader not in (None, layer)
                 gate.reader = layer if isinstance(layer, nn.Conv2d) else None
 
     for name, layer in module.named_modules():
         if name in watched:
-            handles.append(layer.register_forward_hook(see_gate(name)))
+            handles.append(layer.register_forward_hook(see_gate(name), with_kwargs=True))
         elif not list(layer.children()):
-            handles.append(layer.register_forward_pre_hook(see_reader))
+            handles.append(layer.register_forward_pre_hook(see_reader, with_kwargs=True))
     try:
         with torch.no_grad():
             for batch in inputs:
@@ -139,6 +139,11 @@ def _watch_gates(
         for name, gate in watched.items()
         if gate.reader is not None and not gate.several and gate.reader.groups == 1
     }
+
+
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that a module is called with, by position or by name."""
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from edgeft.pruning.macs import evaluation
+from edgeft.pruning.macs import evaluation, layer_input
 from edgeft.pruning.surgery import Removal
 
 _RIDGE = 1e-3
@@ -47,7 +47,7 @@ def second_moments(
 
     handles = [
         module.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: collect(name, args[0])
+            lambda _, args, kwargs, name=name: collect(name, layer_input(args, kwargs)), with_kwargs=True
         )
         for name in layers
         if _suits(module.get_submodule(name))

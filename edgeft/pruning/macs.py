@@ -9,7 +9,7 @@ a plan plain arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,12 @@ def all_trainable(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
+def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the input of a convolution or linear layer from what a hook is told of its call."""
+    found: torch.Tensor = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
+    return found
+
+
 def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
     """Return how often each layer's weights are used for one sample, by the layer's dotted name.
 
@@ -83,16 +89,20 @@ def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
         if isinstance(layer, Layer):
 
             def record(
-                layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor, name: str = name
+                layer: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                output: torch.Tensor,
+                name: str = name,
             ) -> None:
                 if isinstance(layer, nn.Linear):
                     count = math.prod(output.shape[:-1])
                 else:
-                    pixels = args[0] if isinstance(layer, _ConvTransposeNd) else output
+                    pixels = layer_input(args, kwargs) if isinstance(layer, _ConvTransposeNd) else output
                     count = pixels.shape[0] * math.prod(pixels.shape[2:])
                 positions[name] = positions.get(name, 0) + count
 
-            handles.append(layer.register_forward_hook(record))
+            handles.append(layer.register_forward_hook(record, with_kwargs=True))
     try:
         with evaluation(module), torch.no_grad():
             module(example)

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from edgeft.pruning.macs import Layer, all_trainable, count_positions
+from edgeft.errors import ModelError
+from edgeft.pruning.macs import FORWARD_ERRORS, Layer, all_trainable, count_positions
 from edgeft.pruning.proof import training_error
+
+_GRADIENTS = (
+    "take torch.no_grad(), torch.inference_mode() and detach() out of its code: the caller decides about them"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,8 @@ def survey(network: nn.Module, example: torch.Tensor) -> Survey:
         example: One input with a batch of 1.
 
     Raises:
-        ModelError: The network does not run on `example`.
+        ModelError: The network does not run on `example`, returns anything but one tensor, or computes it without
+            gradients, which its channels are followed by.
     """
     positions = count_positions(network, example)
     reached = _reached(network, example)
@@ -50,8 +56,27 @@ def survey(network: nn.Module, example: torch.Tensor) -> Survey:
 
 def _reached(network: nn.Module, example: torch.Tensor) -> set[int]:
     """Return the ids of the parameters that the output depends on: a layer may be used without being called."""
+    kind = type(network).__name__
     with torch.enable_grad(), all_trainable(network):
-        output = network(example)
+        try:
+            output = network(example)
+        except FORWARD_ERRORS as error:
+            raise ModelError(
+                f"the forward of this {kind} runs without gradients only, and its channels are followed by these: "
+                f"{error}",
+                _GRADIENTS,
+            ) from error
+    if not isinstance(output, torch.Tensor):
+        raise ModelError(
+            f"the output of a network that is pruned has to be one tensor; this {kind} returns a "
+            f"{type(output).__name__}",
+            "wrap it in a module that returns the logits alone",
+        )
+    if output.grad_fn is None:
+        raise ModelError(
+            f"the forward of this {kind} runs without gradients, and its channels are followed by these",
+            _GRADIENTS,
+        )
     found: set[int] = set()
     queue, seen = [output.grad_fn], {output.grad_fn}
     while queue:

@@ -94,6 +94,17 @@ def test_a_gate_that_no_convolution_reads_alone_is_not_folded():
     assert rewritten.gates == ("gate",) and rewritten.folded == ()
 
 
+def test_modules_may_be_called_by_keyword():
+    class Keyword(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(input=self.gate(x=x))
+
+    network, x = Keyword().eval(), torch.randn(2, 3, 4, 4)
+    rewritten = models.to_edge_lite(network, [x])
+    assert rewritten.folded == ("gate",)
+    torch.testing.assert_close(rewritten.module.conv(x), network(x))
+
+
 def test_folding_brings_a_real_network_closer():
     torch.manual_seed(0)
     network = timm_network("mobilenetv3_small_050")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
 
 from edgeft import pruning
+from edgeft.errors import ModelError
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -89,3 +92,40 @@ def test_a_layer_that_is_used_without_being_called_runs() -> None:
             return nn.functional.linear(x.transpose(1, 3), self.mixer.weight).transpose(1, 3)
 
     assert "mixer" not in analyse(built(Used)).fixed
+
+
+def test_layers_may_be_called_by_keyword() -> None:
+    class Keyword(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(32, 32, 3, padding=1), nn.ConvTranspose2d(32, 32, 2, 2)
+
+        def middle(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(output_size=(32, 32), input=self.one(input=x).relu())
+
+    network = built(Keyword)
+    analysis = analyse(network)
+    moments = analysis.moments([torch.randn(2, 3, 16, 16)])
+    assert moments.keys() == {"one", "tail", "head"}, "not the transposed one, which this does not suit"
+    plan = analysis.apply(analysis.lowest, moments=moments).plan
+    assert {layer.layer: layer.macs[1] for layer in plan.layers}["two"] == 16 * 16 * (2 * 2 * 8 * 8)
+
+
+@pytest.mark.parametrize("returned", [lambda y: (y, y), lambda y: {"logits": y}])
+def test_an_output_that_is_not_one_tensor_is_refused(returned: Callable) -> None:
+    class Several(Base):
+        def forward(self, x: torch.Tensor) -> object:
+            return returned(super().forward(x))
+
+    with pytest.raises(ModelError, match=r"has to be one tensor; this Several returns a (tuple|dict)"):
+        analyse(built(Several))
+
+
+def test_a_forward_without_gradients_is_refused() -> None:
+    class Deaf(Base):
+        @torch.no_grad()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    with pytest.raises(ModelError, match="the forward of this Deaf runs without gradients"):
+        analyse(built(Deaf))

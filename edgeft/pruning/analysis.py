@@ -20,7 +20,7 @@ from edgeft.pruning.importance import NO_SCALE, Criterion, has_scale, importance
 from edgeft.pruning.limits import Bounds, out_of_reach
 from edgeft.pruning.macs import count_macs
 from edgeft.pruning.plan import GroupDecision, LayerDecision, PrunedModel, PruningPlan
-from edgeft.pruning.proof import CutError, check_cut, check_training
+from edgeft.pruning.proof import CutError, check_cut, check_training, roused
 from edgeft.pruning.surgery import Removal, cut, removals
 from edgeft.pruning.survey import Survey, survey
 from edgeft.pruning.tracing import check_prunable
@@ -262,12 +262,13 @@ def analyse(
         )
 
     first = analysis(groups)
-    impossible = _impossible(first)
+    awake = roused(network)
+    impossible = _impossible(replace(first, module=awake))
     if not impossible:
         return first
     limited = [replace(g, limit=impossible[i]) if i in impossible else g for i, g in enumerate(groups)]
     second = analysis(limited)
-    _check_widths(second, second.lowest)
+    _check_widths(replace(second, module=awake), second.lowest)
     return second
 
 

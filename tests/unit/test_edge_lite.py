@@ -94,15 +94,15 @@ def test_a_gate_that_no_convolution_reads_alone_is_not_folded():
     assert rewritten.gates == ("gate",) and rewritten.folded == ()
 
 
-def test_modules_may_be_called_by_keyword():
+def test_a_reader_may_be_called_by_keyword():
     class Keyword(Residual):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.conv(input=self.gate(x=x))
+            return self.conv(input=self.gate(x))
 
     network, x = Keyword().eval(), torch.randn(2, 3, 4, 4)
     rewritten = models.to_edge_lite(network, [x])
     assert rewritten.folded == ("gate",)
-    torch.testing.assert_close(rewritten.module.conv(x), network(x))
+    torch.testing.assert_close(rewritten.module(x), network(x))
 
 
 def test_folding_brings_a_real_network_closer():

@@ -269,17 +269,3 @@ def test_settings_that_fit_no_network_are_refused(settings: dict[str, object], m
 def test_numbers_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"out of range|between 0 and 1"):
         analyse(plain(), **settings)
-
-
-def test_a_network_that_insists_on_float32_is_refused() -> None:
-    class Insists(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 8, 3)
-            self.matrix = torch.eye(8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.first(x)).mean((2, 3)) @ self.matrix
-
-    with pytest.raises(ModelError, match="does not run in float64"):
-        analyse(Insists())

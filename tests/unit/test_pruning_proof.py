@@ -129,3 +129,65 @@ def test_a_forward_without_gradients_is_refused() -> None:
 
     with pytest.raises(ModelError, match="the forward of this Deaf runs without gradients"):
         analyse(built(Deaf))
+
+
+class Shuffled(Base):
+    """Mixes channels: the stem must not be cut."""
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Logarithm(Shuffled):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.log1p(x))
+
+
+def test_noise_that_a_network_is_not_made_for_is_not_taken() -> None:
+    analysis = analyse(built(Logarithm))
+    assert analysis.fixed.keys() == {"stem.0", "head"}
+    assert analysis.apply(analysis.lowest).module.tail.out_channels == 16
+
+
+def test_a_network_without_finite_outputs_is_refused() -> None:
+    network = built(Base)
+    nn.init.constant_(network.tail.weight, torch.nan)
+    with pytest.raises(ModelError, match="NaN or infinite for noise"):
+        analyse(network)
+
+
+class Insists(Shuffled):
+    """Takes float32 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.eye(10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float()) @ self.matrix
+
+
+def test_a_network_that_insists_on_float32_is_checked_in_float32() -> None:
+    analysis = analyse(built(Insists))
+    assert analysis.fixed.keys() == {"stem.0", "head"}
+    assert analysis.apply(analysis.lowest).module.tail.out_channels == 16
+
+
+def test_a_network_that_runs_on_no_noise_is_refused() -> None:
+    class Zeros(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.any():
+                raise ValueError("zeros are needed")
+            return super().forward(x)
+
+    with pytest.raises(ModelError, match=r"does not run in float64.* own type: zeros are needed"):
+        analyse(built(Zeros))
+
+
+def test_a_head_of_zeros_does_not_hide_what_is_before_it() -> None:
+    network = built(Shuffled)
+    nn.init.zeros_(network.head.weight)
+    analysis = analyse(network)
+    assert analysis.fixed.keys() == {"stem.0", "head"}
+    assert not analysis.apply(analysis.lowest).module.head.weight.any(), "only the trial has other weights"

@@ -10,7 +10,8 @@ here, by arithmetic on the layer widths, before the network is touched:
 - `analysis`: all of this together, once per network, for a search to ask,
 - `compensation`: what the weights that stay take over from those that go,
 - `survey`: which layers run, in evaluation and in training,
-- `surgery`, `proof`: the cut, its proof, and giving a new network the shapes of a pruned one.
+- `surgery`, `proof`, `trials`: the cut, its proof, which groups do not survive it, and giving a new network the
+  shapes of a pruned one.
 """
 
 from __future__ import annotations

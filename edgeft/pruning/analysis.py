@@ -20,10 +20,10 @@ from edgeft.pruning.importance import NO_SCALE, Criterion, has_scale, importance
 from edgeft.pruning.limits import Bounds, out_of_reach
 from edgeft.pruning.macs import count_macs
 from edgeft.pruning.plan import GroupDecision, LayerDecision, PrunedModel, PruningPlan
-from edgeft.pruning.proof import CutError, check_cut, check_training, roused
-from edgeft.pruning.surgery import Removal, cut, removals
-from edgeft.pruning.survey import Survey, survey
+from edgeft.pruning.proof import check_cut
+from edgeft.pruning.survey import Survey, limit_shared, survey, uncut
 from edgeft.pruning.tracing import check_prunable
+from edgeft.pruning.trials import check_widths, cut_copy, find_impossible, roused
 
 Allocation = Literal["global", "uniform"]
 """Cut where it costs the least importance, or the same share everywhere."""
@@ -71,20 +71,18 @@ class Analysis:
     def limits(self) -> tuple[str, ...]:
         """Why each group cannot be cut; empty for those that can."""
         return tuple(
-            group.limit or ("" if len(ladder) > 1 else "too narrow")
+            group.limit or ("" if len(ladder) > 1 else self.bounds.held_by(group))
             for group, ladder in zip(self.groups, self.ladders, strict=True)
         )
 
     @property
     def fixed(self) -> dict[str, str]:
         """Layers whose outputs, or some of them, cannot be cut, by dotted name, and why."""
-        fused = [name for name, m in self.module.named_modules() if isinstance(m, nn.MultiheadAttention)]
         followed = {layer for group in self.groups for layer in group.layers}
-        reasons = dict.fromkeys(self.survey.idle, "does not run in evaluation")
-        reasons |= {cost.layer: "not followed" for cost in self.costs.layers if cost.layer not in followed}
+        reasons = uncut(self.module, self.survey, followed)
         for group, limit in zip(self.groups, self.limits, strict=True):
             reasons.update({layer: limit for layer in group.layers if limit})
-        return reasons | dict.fromkeys(fused, "attention in one kernel")
+        return reasons
 
     def macs(self, widths: Sequence[int]) -> int:
         """Return the MACs of one sample if group g is `widths[g]` wide."""
@@ -140,7 +138,7 @@ class Analysis:
             w not in ladder for w, ladder in zip(widths, self.ladders, strict=True)
         ):
             raise ValueError(f"one allowed width per group is needed (see `ladders`), got {tuple(widths)}")
-        pruned, losses = _cut(self, widths)
+        pruned, losses = cut_copy(self, widths)
         check_cut(self.module, pruned, losses, self.example)
         counted = count_macs(pruned, self.example)
         if counted != self.macs(widths):
@@ -236,7 +234,7 @@ def analyse(
     network = copy.deepcopy(module).eval()
     layers = dict(network.named_modules())
     seen = survey(network, example)
-    groups = find_groups(network, example, keep=keep)
+    groups = tuple(limit_shared(find_groups(network, example, keep=keep), seen.shared))
     if criterion == "bn-scale":
         groups = tuple(g if g.limit or has_scale(g, layers) else replace(g, limit=NO_SCALE) for g in groups)
     worths = importances(groups, layers, criterion, gradients=gradients, seed=seed)
@@ -262,55 +260,13 @@ def analyse(
         )
 
     first = analysis(groups)
-    awake = roused(network)
-    impossible = _impossible(replace(first, module=awake))
+    impossible = find_impossible(first)
     if not impossible:
         return first
     limited = [replace(g, limit=impossible[i]) if i in impossible else g for i, g in enumerate(groups)]
     second = analysis(limited)
-    _check_widths(replace(second, module=awake), second.lowest)
+    check_widths(roused(second), second.lowest)
     return second
-
-
-def _impossible(analysis: Analysis) -> dict[int, str]:
-    """Return the groups that do not survive a cut to their lowest width, by number, and why.
-
-    All are tried together first: for most networks that is all there is to do.
-    """
-    try:
-        _check_widths(analysis, analysis.lowest)
-    except CutError:
-        pass
-    else:
-        return {}
-    found = {}
-    for number, ladder in enumerate(analysis.ladders):
-        if len(ladder) > 1:
-            try:
-                _check_widths(analysis, [*analysis.full[:number], ladder[0], *analysis.full[number + 1 :]])
-            except CutError as error:
-                found[number] = error.limit
-    return found
-
-
-def _check_widths(analysis: Analysis, widths: Sequence[int]) -> None:
-    """Raise `CutError` unless the network survives a cut to `widths`, in training mode too if it runs there."""
-    pruned, losses = _cut(analysis, widths)
-    check_cut(analysis.module, pruned, losses, analysis.example)
-    if analysis.survey.trains:
-        check_training(pruned, analysis.example, analysis.survey.idle)
-
-
-def _cut(analysis: Analysis, widths: Sequence[int]) -> tuple[nn.Module, dict[str, Removal]]:
-    """Return a copy of the network without the least important channels, and what every layer lost."""
-    removed = [
-        scores.argsort(descending=True, stable=True)[width:].tolist()
-        for scores, width in zip(analysis.importances, widths, strict=True)
-    ]
-    losses = removals(analysis.groups, removed)
-    pruned = copy.deepcopy(analysis.module)
-    cut(pruned, losses)
-    return pruned, losses
 
 
 def _parameters(module: nn.Module) -> int:

@@ -146,7 +146,7 @@ def _read(
         # Indices beyond the layer's channels: a mapping on the way was wrong.
         fitting = [(i, c) for i, c in zip(item.idxs, channels, strict=True) if i < own]
         if len(fitting) < len(channels):
-            marks.append(_Mark("limit", "channels that do not fit", channels))
+            marks.append(_Mark("limit", "channels broadcast, gated or reshaped after it", channels))
         if not fitting:
             continue
         member = Member(

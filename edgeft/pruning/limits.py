@@ -36,6 +36,10 @@ class Bounds:
             lowest_share=max((self.floors.get(layer, 0.0) for layer in group.layers), default=0.0),
         )
 
+    def held_by(self, group: ChannelGroup) -> str:
+        """Return what keeps a group whole that has no limit of its own."""
+        return "prune.floor" if len(replace(self, floors={}).ladder(group)) > 1 else "too narrow"
+
 
 def out_of_reach(analysis: Analysis, share: float, *, what: str = "MACs") -> BudgetError:
     """Return the error of a budget below what an analysis allows.

@@ -105,21 +105,6 @@ def training_error(module: nn.Module, example: torch.Tensor) -> Exception | None
     return None
 
 
-def roused(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` with small noise in the place of parameters that are all zero.
-
-    A head or the end of a residual branch that begins at zero (so they are often initialized) hides whatever is
-    before it from a comparison of outputs.
-    """
-    network = copy.deepcopy(module)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.is_floating_point() and not parameter.any():
-                parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.2 - 0.1)
-    return network
-
-
 def _expected(masked: nn.Module, example: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Return an input, what `masked` computes of it, and whether in float64, which leaves no doubt.
 

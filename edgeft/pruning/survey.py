@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from edgeft.errors import ModelError
+from edgeft.pruning.groups import ChannelGroup, is_depthwise
 from edgeft.pruning.macs import FORWARD_ERRORS, Layer, all_trainable, count_positions
 from edgeft.pruning.proof import training_error
 
@@ -22,12 +25,14 @@ class Survey:
     """What running a network shows; layers by dotted name.
 
     `positions` says how often each layer's weights are used for one sample in evaluation
-    (`macs.count_positions`); `idle` are the layers that evaluation does not run; `trains` says whether the
-    network runs in training mode as it does in evaluation.
+    (`macs.count_positions`); `idle` are the layers that evaluation does not run; `shared` maps layers to
+    another one that has the same parameter; `trains` says whether the network runs in training mode as it does in
+    evaluation.
     """
 
     positions: Mapping[str, int]
     idle: tuple[str, ...]
+    shared: Mapping[str, str]
     trains: bool
 
 
@@ -51,7 +56,61 @@ def survey(network: nn.Module, example: torch.Tensor) -> Survey:
         and name not in positions
         and not any(id(parameter) in reached for parameter in layer.parameters())
     )
-    return Survey(positions=positions, idle=idle, trains=training_error(network, example) is None)
+    return Survey(
+        positions=positions,
+        idle=idle,
+        shared=_shared(network),
+        trains=training_error(network, example) is None,
+    )
+
+
+def limit_shared(groups: Iterable[ChannelGroup], shared: Mapping[str, str]) -> Iterator[ChannelGroup]:
+    """Yield the groups, with a limit for those that write, pass or are read by a layer of `shared`.
+
+    A cut gives each layer a tensor of its own: what was one parameter would be two, with a size and a training each.
+    """
+    for group in groups:
+        layer = next((member.layer for member in group.members if member.layer in shared), None)
+        if group.limit or layer is None:
+            yield group
+            continue
+        read = "" if layer in group.layers else f"read by {layer}, "
+        yield replace(group, limit=f"{read}weight shared with {shared[layer]}")
+
+
+def _shared(network: nn.Module) -> dict[str, str]:
+    """Return the modules that have a parameter in common with another one; used twice, a module is still one."""
+    owners: defaultdict[int, list[str]] = defaultdict(list)
+    for name, module in network.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            owners[id(parameter)].append(name or key)
+    found: dict[str, str] = {}
+    for names in owners.values():
+        for name in dict.fromkeys(names):
+            others = [other for other in names if other != name]
+            if others:
+                found.setdefault(name, others[0])
+    return found
+
+
+def uncut(network: nn.Module, survey: Survey, followed: Collection[str]) -> dict[str, str]:
+    """Return the layers of no group by dotted name, and why.
+
+    Args:
+        network: The network.
+        survey: Of it.
+        followed: The layers of groups.
+    """
+    reasons = dict.fromkeys(survey.idle, "does not run in evaluation")
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            reasons[name] = "attention in one kernel"
+        elif isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+            reasons[name] = "recurrent, MACs not counted"
+        elif name in survey.positions and name not in followed:
+            grouped = isinstance(layer, _ConvNd) and layer.groups > 1
+            reasons[name] = "grouped convolution" if grouped and not is_depthwise(layer) else "not followed"
+    return reasons
 
 
 def _reached(network: nn.Module, example: torch.Tensor) -> set[int]:

@@ -191,3 +191,64 @@ def test_a_head_of_zeros_does_not_hide_what_is_before_it() -> None:
     analysis = analyse(network)
     assert analysis.fixed.keys() == {"stem.0", "head"}
     assert not analysis.apply(analysis.lowest).module.head.weight.any(), "only the trial has other weights"
+
+
+class Tied(Base):
+    """Two convolutions with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(2))
+        self.second.weight = self.first.weight
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu()).relu()
+
+
+def test_tied_weights_stay_tied() -> None:
+    analysis = analyse(built(Tied))
+    assert analysis.fixed == {
+        "stem.0": "read by first, weight shared with second",
+        "first": "weight shared with second",
+        "second": "weight shared with first",
+        "head": "network output",
+    }
+    pruned = analysis.apply(analysis.lowest).module
+    assert pruned.first.weight is pruned.second.weight
+    assert pruned.tail.out_channels == 16
+
+
+def test_a_layer_that_is_used_twice_is_cut() -> None:
+    class Twice(Tied):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = self.first
+
+    assert analyse(built(Twice)).fixed == {"head": "network output"}
+
+
+def test_layers_that_are_not_cut_say_why() -> None:
+    class Grouped(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.groups, self.multiplied = nn.Conv2d(32, 32, 1, groups=4), nn.Conv2d(32, 64, 1, groups=32)
+            self.back = nn.Conv2d(64, 32, 1)
+
+        def middle(self, x: torch.Tensor) -> torch.Tensor:
+            return self.back(self.multiplied(self.groups(x)))
+
+    class Recurrent(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = nn.GRU(48, 48, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = self.tail(self.stem(x)).flatten(2).transpose(1, 2)
+            return self.head(self.memory(rows)[0][:, -1])
+
+    fixed = analyse(built(Grouped), sensitivity={"tail": 1.0}).fixed
+    assert fixed["groups"] == fixed["multiplied"] == "grouped convolution"
+    assert fixed["tail"] == "prune.floor"
+    assert analyse(built(Recurrent)).fixed["memory"] == "recurrent, MACs not counted"
+    assert "prune.floor" not in analyse(built(Base), sensitivity={"tail": 0.5}).fixed.values()
+    assert analyse(built(Base), min_channels=48).fixed["tail"] == "too narrow"

@@ -18,6 +18,7 @@ from edgeft.pruning import Analysis
 from edgeft.pruning.search import MOST_CANDIDATES, Candidate, Found, Search, Widths
 from edgeft.recipe import Measure, Prune, Quantize
 from edgeft.stages.candidates import Trials
+from edgeft.stages.common import digest
 from edgeft.target import TargetProfile
 from edgeft.types import ExportedArtifact, FloatModel, Progress, silent
 
@@ -121,6 +122,7 @@ def choose(
         "groups": [list(g.layers) for g in analysis.groups],
         "bounds": dataclasses.asdict(analysis.bounds),
         "seed": seed,
+        "weights": digest(model.module),
         "device": device.identity,
     }
     stored = _stored(folder, identity)

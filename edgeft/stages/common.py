@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -41,6 +42,14 @@ def own_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
     }
+def digest(module: torch.nn.Module) -> str:
+    """Return a hash of the tensors of a network, by name."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def parse_config(kind: type[Config], config: Config | None, settings: Mapping[str, Any]) -> Config:

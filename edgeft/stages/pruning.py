@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import hashlib
+import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,7 +24,7 @@ from edgeft.recipe import Measure, Prune, Quantize
 from edgeft.stages import weighing
 from edgeft.stages.budgeting import choose, trial_device
 from edgeft.stages.candidates import few_inputs
-from edgeft.stages.common import accuracy, advanced, curve_results, parse_config, step_record
+from edgeft.stages.common import accuracy, advanced, curve_results, digest, parse_config, step_record
 from edgeft.target import PruneLimits, TargetProfile
 from edgeft.training import Batches
 from edgeft.types import EpochRecord, FloatModel, Progress, silent
@@ -29,6 +32,8 @@ from edgeft.types import EpochRecord, FloatModel, Progress, silent
 _GATE_BATCHES, _NORM_BATCHES, _MOMENT_BATCHES = 8, 32, 8
 """Batches for the means of squeeze-and-excite gates, for batch norms after a rewrite or a cut, and for the
 second moments that say how much of a removed channel the others can make up for."""
+
+_IDENTITY = "edgeft.step"
 
 
 def prune(
@@ -197,15 +202,18 @@ class _Cutting:
         current, records = analysis, []
         # A rewrite that meets the budget by itself leaves nothing to cut little by little.
         steps = self.config.steps if widths != analysis.full else 1
+        given = digest(self.model.module) if steps > 1 else ""
         for step in range(1, steps):
-            part = self._cut(current, _between(analysis, widths, step / steps))
+            narrowed = _between(analysis, widths, step / steps)
+            identity = self._identity(given, narrowed)
+            part = self._cut(current, narrowed)
             record: dict[str, Any] = {"macs": part.plan.macs_after / analysis.full_macs}
-            module = self._stored(step)
+            module = self._stored(step, identity)
             if module is None:
                 record["val_accuracy_before_recovery"] = accuracy(part.module, self.val)
                 self.recover(part.module, step=step)
                 module = part.module
-                self._store(step, module)
+                self._store(step, identity, module)
             record["val_accuracy"] = accuracy(module, self.val)
             records.append(record)
             narrower = dataclasses.replace(self.source, module=module.eval())
@@ -245,18 +253,34 @@ class _Cutting:
     def _file(self, step: int) -> Path | None:
         return self.checkpoint and self.checkpoint.with_name(f"step-{step}.safetensors")
 
-    def _store(self, step: int, module: nn.Module) -> None:
+    def _identity(self, given: str, widths: Widths) -> str:
+        """Return a hash of what the network after a step comes of: all but the data, the weights as their digest."""
+        parts = [
+            self.config.model_dump(mode="json"),
+            self.limits.model_dump(mode="json"),
+            self.seed,
+            given,
+            widths,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _store(self, step: int, identity: str, module: nn.Module) -> None:
         """Keep the network after a step, so that a run that is killed later does not train it again."""
         path = self._file(step)
         if path is not None:
             part = path.with_suffix(".part")
-            save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, part)
+            tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+            save_file(tensors, part, metadata={_IDENTITY: identity})
             part.replace(path)
 
-    def _stored(self, step: int) -> nn.Module | None:
+    def _stored(self, step: int, identity: str) -> nn.Module | None:
+        """Return the network that the same stage has left after a step; another stage's is written over."""
         path = self._file(step)
         if path is None or not path.is_file():
             return None
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_IDENTITY) != identity:
+                return None
         return pruning.restore(copy.deepcopy(self.source.module), load_file(path))
 
 

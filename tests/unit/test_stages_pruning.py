@@ -1,5 +1,6 @@
 """The prune stage by itself: budgets that are measured, steps, rewrites, gradients, and what it refuses."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -123,6 +124,10 @@ def test_a_resumed_stage_does_not_search_again(tmp_path: Path, monkeypatch: pyte
     for other in others:
         with pytest.raises(TypeError):
             prune(model(), **settings | other)
+    torch.manual_seed(1)
+    retrained = dataclasses.replace(model(), module=Wide().eval())
+    with pytest.raises(TypeError):
+        prune(retrained, **settings)
 
 
 @pytest.mark.slow
@@ -203,6 +208,14 @@ def test_steps_end_at_the_same_widths_and_resume(tmp_path: Path):
     resumed = prune(model(), **settings)
     for name, tensor in little.module.state_dict().items():
         assert torch.equal(tensor, resumed.module.state_dict()[name]), name
+    # A step of other settings, another seed or another network is none of this one.
+    other_network = model()
+    with torch.no_grad():
+        other_network.module.head.weight.mul_(1.1)
+    for given, other in ((model(), {"seed": 1}), (other_network, {})):
+        (tmp_path / "training.ckpt").unlink()
+        assert "val_accuracy_before_recovery" in results(prune(given, **settings | other))["steps"][0]
+    assert "val_accuracy_before_recovery" not in results(resumed)["steps"][0]
 
 
 def test_a_rewritten_network_is_pruned_and_follows_the_original():

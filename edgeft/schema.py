@@ -43,15 +43,15 @@ def read(path: Path, model: type[M]) -> M:
     return validate(data, model, str(path))
 
 
-def validate(data: dict[str, Any], model: type[M], where: str) -> M:
-    """Validate parsed data. `where` names its origin in errors. Raises `ConfigError`."""
+def validate(data: dict[str, Any], model: type[M], where: str, *, whole: str = "the file") -> M:
+    """Validate parsed data. `where` names its origin in errors, `whole` all of it. Raises `ConfigError`."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(*_explain(error, model, where)) from None
+        raise ConfigError(*_explain(error, model, where, whole)) from None
 
 
-def _explain(error: ValidationError, model: type[Strict], where: str) -> tuple[str, str]:
+def _explain(error: ValidationError, model: type[Strict], where: str, whole: str) -> tuple[str, str]:
     lines = []
     hint = ""
     for item in error.errors(include_url=False):
@@ -65,7 +65,7 @@ def _explain(error: ValidationError, model: type[Strict], where: str) -> tuple[s
             lines.append(f"{where}: key {key!r} is missing")
         else:
             got = "" if isinstance(item["input"], dict) else f"; got {item['input']!r}"
-            lines.append(f"{where}: {key or 'the file'}: {_plain(item['msg'])}{got}")
+            lines.append(f"{where}: {key or whole}: {_plain(item['msg'])}{got}")
     return "\n".join(lines), hint
 
 

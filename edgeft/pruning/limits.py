@@ -60,8 +60,17 @@ def out_of_reach(analysis: Analysis, share: float, *, what: str = "MACs") -> Bud
     return BudgetError(
         f"a {what} budget of {share:.3f} cannot be met: {why}",
         f"raise the budget; the limits are {', '.join(_told(analysis))}; {opened} of {len(analysis.groups)} groups can "
-        f"be cut" + (f" (not: {fixed})" if fixed else ""),
+        f"be cut" + (f" (not: {fixed})" if fixed else "") + ("" if opened else _widest(analysis)),
     )
+
+
+def _widest(analysis: Analysis) -> str:
+    """Return which of the groups that are only too narrow for the limits is the widest; nothing without any."""
+    narrow = [group for group in analysis.groups if not group.limit]
+    if not narrow:
+        return ""
+    widest = max(narrow, key=lambda group: group.width * group.size)
+    return f"; the widest has {widest.width * widest.size} channels ({', '.join(widest.layers[:2])})"
 
 
 def _told(analysis: Analysis) -> list[str]:

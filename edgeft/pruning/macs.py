@@ -108,6 +108,13 @@ def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
             module(example)
     except FORWARD_ERRORS as error:
         place = f" (layer {entered[-1]})" if entered and entered[-1] else ""
+        own = next((p.dtype for p in module.parameters() if p.is_floating_point()), example.dtype)
+        if example.is_floating_point() and own != example.dtype:
+            raise ModelError(
+                f"the network has weights in {_word(own)} and does not run on an input in {_word(example.dtype)}"
+                f"{place}: {error}",
+                f"call .to(torch.{_word(example.dtype)}) on it first",
+            ) from error
         raise ModelError(
             f"the network does not run on an input of shape {tuple(example.shape)}{place}: {error}",
             "give it the input size and channels that it was made for",
@@ -116,6 +123,10 @@ def count_positions(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
         for handle in handles:
             handle.remove()
     return {name: count // example.shape[0] for name, count in positions.items()}
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def count_macs(module: nn.Module, example: torch.Tensor) -> int:

@@ -17,9 +17,10 @@ from edgeft.errors import WorkspaceError
 from edgeft.pruning import Analysis
 from edgeft.pruning.search import MOST_CANDIDATES, Candidate, Found, Search, Widths
 from edgeft.recipe import Measure, Prune, Quantize
-from edgeft.stages.candidates import Trials
+from edgeft.stages.candidates import Trials, few_inputs
 from edgeft.stages.common import digest
 from edgeft.target import TargetProfile
+from edgeft.training import Batches
 from edgeft.types import ExportedArtifact, FloatModel, Progress, silent
 
 SEARCH = "search.json"
@@ -52,18 +53,22 @@ class Device:
 def trial_device(
     profile: TargetProfile | None,
     quantize: Quantize | None,
-    inputs: torch.Tensor,
+    val: Batches,
     timing: Measure | None,
     *,
     embedded: bool,
 ) -> Device | None:
-    """Return where candidates are tried; None for a budget that needs no target. Defaults as in `pruning.prune`."""
+    """Return where candidates are tried; None for a budget that needs no target. Defaults as in `pruning.prune`.
+
+    Raises:
+        DataError: Inputs are needed, and `val` has none.
+    """
     if profile is None:
         return None
     return Device(
         profile=profile,
         quantize=quantize or Quantize(),
-        inputs=inputs,
+        inputs=few_inputs(val),
         timing=timing or Measure(),
         embedded=embedded,
     )

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from edgeft import calibration, compilers, measure, quantization, target
+from edgeft.errors import DataError
 from edgeft.pruning.search import Cost
 from edgeft.recipe import Measure, Quantize
 from edgeft.stages.deploying import export
@@ -202,10 +203,19 @@ class Trials:
 
 
 def few_inputs(batches: Any) -> torch.Tensor:
-    """Return the first `INPUTS` inputs (N, ...) of batches of (x, y), or all where there are fewer."""
+    """Return the first `INPUTS` inputs (N, ...) of batches of (x, y), or all where there are fewer.
+
+    Raises:
+        DataError: There is no batch.
+    """
     taken: list[torch.Tensor] = []
     for inputs, _ in batches:
         taken.append(inputs)
         if sum(map(len, taken)) >= INPUTS:
             break
+    if not taken:
+        raise DataError(
+            "candidates are tried with inputs of the validation batches, and these are empty",
+            "give it at least one batch of (inputs, labels)",
+        )
     return torch.cat(taken)[:INPUTS]

@@ -55,7 +55,8 @@ def digest(module: torch.nn.Module) -> str:
 def parse_config(kind: type[Config], config: Config | None, settings: Mapping[str, Any]) -> Config:
     """Return `config` with `settings` over it. Raises `ConfigError`."""
     given = {} if config is None else config.model_dump()
-    return schema.validate({**given, **settings}, kind, f"edgeft.{kind.__name__.lower()}")
+    where = f"edgeft.{kind.__name__.lower()}"
+    return schema.validate({**given, **settings}, kind, where, whole="the settings")
 
 
 def curve_results(curve: tuple[EpochRecord, ...]) -> dict[str, Any]:

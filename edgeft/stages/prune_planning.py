@@ -107,13 +107,13 @@ def plan_pruning(
     """
     config = parse_config(Prune, config, settings)
     profile = find_profile(config, profile)
-    quantize, inputs = quantize or Quantize(), few_inputs(val)
+    quantize = quantize or Quantize()
     source, rewritten = rewrite(model, config, train, seed=seed)
     limits = limits or (profile.prune if profile else PruneLimits())
     analysis = weighing.analyse(source, config, limits, train, seed=seed, progress=progress)
-    measured = known or _measure(analysis, source, timed, quantize, inputs, val, progress)
+    measured = known or _measure(analysis, source, timed, quantize, val, progress)
     groups = [GroupReport(**group) for group in measured["groups"]] if known else measured["groups"]
-    device = trial_device(profile, quantize, inputs, timing, embedded=embedded)
+    device = trial_device(profile, quantize, val, timing, embedded=embedded)
     missed, search, shares = None, {}, None
     widths: Sequence[int | None] = [None] * len(groups)
     with tempfile.TemporaryDirectory(prefix="edgeft-plan-") as folder:
@@ -145,13 +145,12 @@ def _measure(
     source: FloatModel,
     timed: TargetProfile | None,
     quantize: Quantize,
-    inputs: torch.Tensor,
     val: Batches,
     progress: Progress,
 ) -> dict[str, Any]:
     """Return what is measured of the uncut network and of its groups, whatever the budget."""
     with tempfile.TemporaryDirectory(prefix="edgeft-plan-") as folder:
-        times, origin = _time_shares(source, timed, quantize, inputs, Path(folder))
+        times, origin = _time_shares(source, timed, quantize, val, Path(folder))
     accuracy, loss, samples = _score(source.module, val)
     groups = _groups(analysis, times, val, progress)
     return dict(zip((*_MEASURED, "groups"), (samples, accuracy, loss, origin, groups), strict=True))
@@ -218,7 +217,7 @@ def _score(module: torch.nn.Module, val: Batches) -> tuple[float, float, int]:
 
 
 def _time_shares(
-    source: FloatModel, timed: TargetProfile | None, quantize: Quantize, inputs: torch.Tensor, folder: Path
+    source: FloatModel, timed: TargetProfile | None, quantize: Quantize, val: Batches, folder: Path
 ) -> tuple[dict[str, float], str]:
     """Return each layer's share of the uncut network's time, and where it comes from or why there is none."""
     if timed is None or timed.runtime.name != "onnxruntime" or timed.runtime.device != "cpu":
@@ -227,6 +226,7 @@ def _time_shares(
         return {}, "no times: layers are not timed on another machine"
     if quantize.scheme != "int8":
         return {}, "no times: only layers with integer weights are told apart in the file"
+    inputs = few_inputs(val)
     program = quick_program(source, quantize, timed, inputs)
     artifact = export(program, timed, folder, name="uncut")
     nodes = measure.operation_times(artifact, timed, np.asarray(inputs.numpy()))

@@ -23,7 +23,6 @@ from edgeft.pruning.search import Widths
 from edgeft.recipe import Measure, Prune, Quantize
 from edgeft.stages import weighing
 from edgeft.stages.budgeting import choose, trial_device
-from edgeft.stages.candidates import few_inputs
 from edgeft.stages.common import accuracy, advanced, curve_results, digest, parse_config, step_record
 from edgeft.target import PruneLimits, TargetProfile
 from edgeft.training import Batches
@@ -100,7 +99,7 @@ def prune(
             if checkpoint
             else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeft-prune-")))
         )
-        trial = trial_device(profile, quantize, few_inputs(val), timing, embedded=embedded)
+        trial = trial_device(profile, quantize, val, timing, embedded=embedded)
         selection = choose(
             analysis, model, source.module, config, trial, folder, seed=seed, progress=progress
         )

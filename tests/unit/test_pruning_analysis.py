@@ -198,6 +198,7 @@ def test_a_channel_multiple_above_all_layers_leaves_nothing() -> None:
     with pytest.raises(BudgetError, match="nothing of this network can be cut") as caught:
         analyse(plain(), channel_multiple=512).widths(macs=0.5)
     assert "channel multiple 512" in caught.value.hint and "2 too narrow" in caught.value.hint
+    assert "the widest has 64 channels (2)" in caught.value.hint
 
 
 def test_a_budget_out_of_reach_names_the_best() -> None:
@@ -269,3 +270,11 @@ def test_settings_that_fit_no_network_are_refused(settings: dict[str, object], m
 def test_numbers_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"out of range|between 0 and 1"):
         analyse(plain(), **settings)
+
+
+def test_weights_in_another_type_are_named() -> None:
+    with pytest.raises(
+        ModelError, match="weights in float64 and does not run on an input in float32"
+    ) as caught:
+        analyse(plain().double())
+    assert ".to(torch.float32)" in caught.value.hint

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import edgeft
 from edgeft import extras, measure, pruning, reporting, stages, target
 from edgeft import recipe as recipes
-from edgeft.errors import BudgetError, ConfigError, MissingDependencyError, ModelError
+from edgeft.errors import BudgetError, ConfigError, DataError, MissingDependencyError, ModelError
 from edgeft.recipe import Measure, Prune, Quantize, Recipe
 from edgeft.stages import budgeting, weighing
 from edgeft.stages.candidates import Trials, quick_program
@@ -440,6 +440,19 @@ def test_a_budget_out_of_reach_is_told_by_shapes(network: nn.Module, settings: d
         stages.check_budget(model(network), Prune(**settings), target.PruneLimits())
     within = Prune(**settings | {"budget": {"macs": 0.9}, "criterion": "taylor"})
     stages.check_budget(model(), within, target.PruneLimits())
+
+
+def test_validation_batches_are_needed_where_candidates_are_tried():
+    settings = {"epochs": 1, "augment": "none", "timing": QUICK}
+    with pytest.raises(DataError, match="candidates are tried with inputs of the validation batches"):
+        stages.prune(model(Wide(width=16)), batches(), [], budget={"size": 0.5}, target=ORT, **settings)
+    with pytest.raises(DataError, match="prediction: the loader yields no batch"):
+        stages.prune(model(Wide(width=16)), batches(), [], budget={"macs": 0.5}, **settings)
+
+
+def test_settings_of_the_api_are_no_file():
+    with pytest.raises(ConfigError, match=r"edgeft\.prune: the settings: prune\.budget\.macs = 1\.0 cuts"):
+        prune(model(), budget={"macs": 1.0})
 
 
 def test_the_budgets_target_is_one_of_the_recipes():

@@ -232,6 +232,7 @@ def _conclude(inputs: RunInputs, walk: Walk) -> RunSummary:
         results, inputs.recipe.gate, reference="the float fine-tuned model", float_layers=in_float
     )
     offers = budgets.offers(inputs.recipe, facts.results("finetune"), results)
-    verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *offers))
+    missed = budgets.missed(inputs, facts.results)
+    verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *missed, *offers))
     report = conclusion.write_report(facts, results, verdict)
     return RunSummary(workspace=root, report=report, verdict=verdict)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgeft import compilers, extras, measure, target
+from edgeft import extras, measure, target
 from edgeft.pipeline.inputs import RunInputs
 from edgeft.recipe import Quantize, Recipe
 from edgeft.target import TargetProfile
-from edgeft.types import CompilerEstimate, ExportedArtifact, FloatModel, Progress, TargetResult
+from edgeft.types import FloatModel, Progress, TargetResult
 
 _TIMED_INPUTS = 64
 
@@ -95,27 +93,32 @@ def offers(recipe: Recipe, finetuned: Mapping[str, Any], results: Sequence[Targe
 
 
 def against_unpruned(run: RunInputs, device: TargetProfile, *, progress: Progress) -> dict[str, Any]:
-    """Time the final file of a target in turns with the unpruned network's at the same scheme, or let both be compiled.
+    """Compare the final file of a target with the unpruned network's at the same scheme, by what the budget is of.
+
+    A latency is timed in turns, or both files are compiled; sizes and memory are counted.
 
     Returns:
-        ``{"against_unpruned": ratio}`` on the target of a latency budget, else nothing. An estimate has no interval.
+        ``{"against_unpruned": ratio}`` on the target of a budget that needs one, else nothing. Only what is timed has
+        an interval.
     """
     from edgeft import stages
 
     wanted = profile(run)
-    if wanted is None or wanted.id != device.id or "prune" not in run.folders:
+    if wanted is None or wanted.id != device.id or "prune" not in run.folders or run.recipe.prune is None:
         return {}
     unpruned = stages.unpruned_file(run.folders["prune"])
-    if unpruned is None or run.recipe.prune is None or run.recipe.prune.budget.kind != "latency":
+    if unpruned is None:
         return {}
-    estimate = run.estimate(device)
-    if estimate is not None:
-        return {"against_unpruned": _estimated(estimate, device, unpruned)}
+    kind, final = run.recipe.prune.budget.kind, run.artifact(device, "artifact")
+    if kind != "latency" or run.estimate(device) is not None:
+        ratio = stages.amount(kind, final, device) / stages.amount(kind, unpruned, device)
+        exact = {"base": "unpruned", "head": "final", "ratio": ratio, "low": None, "high": None}
+        return {"against_unpruned": exact}
     config = run.recipe.measure
     base, head = measure.latencies(
         [
             measure.Variant(label="unpruned", artifact=unpruned, profile=device),
-            measure.Variant(label="final", artifact=run.artifact(device, "artifact"), profile=device),
+            measure.Variant(label="final", artifact=final, profile=device),
         ],
         run.test_inputs[:_TIMED_INPUTS],
         rounds=config.rounds,
@@ -126,7 +129,25 @@ def against_unpruned(run: RunInputs, device: TargetProfile, *, progress: Progres
     return {"against_unpruned": measure.ratio(head, base)}
 
 
-def _estimated(head: CompilerEstimate, device: TargetProfile, unpruned: ExportedArtifact) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="edgeft-unpruned-") as folder:
-        base = compilers.compile_for(device, unpruned.path, Path(folder))
-    return {"base": "unpruned", "head": "final", "ratio": head.ms / base.ms, "low": None, "high": None}
+def missed(run: RunInputs, results: Callable[[str], Mapping[str, Any]]) -> list[str]:
+    """Return a note where the final file missed the budget that the search's candidate met.
+
+    What is decided after pruning (layers taken back to float) makes it larger, and a clock has its noise: a latency
+    is missed if its whole interval is above the budget.
+
+    Args:
+        run: The run.
+        results: Returns what a stage left, by the stage's name.
+    """
+    device = profile(run)
+    if device is None or run.recipe.prune is None:
+        return []
+    found = results(f"measure-{device.id}").get("results", {}).get("against_unpruned")
+    budget = run.recipe.prune.budget
+    if found is None or (found["ratio"] if found["low"] is None else found["low"]) <= budget.share:
+        return []
+    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return [
+        f"prune.budget.{budget.kind} = {budget.share:g} is missed: the final file on {device.id} has "
+        f"{found['ratio']:.3f}{interval} of the unpruned network's {budget.kind}"
+    ]

@@ -24,8 +24,8 @@ _AGAINST_UNPRUNED = "against_unpruned"
 def record(stages: Sequence[StepRecord]) -> dict[str, Any] | None:
     """Return the report's record of the prune stage; None where there was none.
 
-    Its settings and results, and in ``measured`` the latency of the final file over that of the unpruned network's at
-    the same scheme, by target, where the budget was one of latency.
+    Its settings and results, and in ``measured`` what the budget is of (latency, size, RAM) of the final file over that
+    of the unpruned network's at the same scheme, on the budget's target.
     """
     stage = next((stage for stage in stages if stage.name == "prune"), None)
     if stage is None:
@@ -64,7 +64,7 @@ def section(report: Mapping[str, Any]) -> dict[str, Any] | None:
         "validation accuracy": ", ".join(
             f"{rows.percent(value)} {name}" for name, value in accuracies if value is not None
         ),
-        "latency predicted and measured": _held(search, found["measured"]),
+        f"{'RAM' if kind == 'ram' else kind} predicted and measured": _held(kind, search, found["measured"]),
         "rewritten": f"{len(rewrite['activations'])} activations became ReLU6, {len(rewrite['gates'])} "
         f"squeeze-and-excite modules were dropped ({rewrite['name']})"
         if rewrite
@@ -97,7 +97,7 @@ def _change(before: int, after: int) -> str:
     return f"{before:,} to {after:,} ({rows.percent(after / before)})"
 
 
-def _held(search: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str | None:
+def _held(kind: str, search: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str | None:
     """Return how far the search's prediction held on the final file."""
     if not search or search["target"] not in measured:
         return None
@@ -105,7 +105,7 @@ def _held(search: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str 
     return (
         f"{_ratio(predicted['value'], predicted)} before training, {_ratio(final['ratio'], final)} of the final file, "
         f"both of the unpruned network's {search['scheme']} file on {search['target']}"
-        + ("" if final["low"] is not None else ", as its compiler estimates")
+        + (", as its compiler estimates" if kind == "latency" and final["low"] is None else "")
     )
 
 

@@ -6,6 +6,7 @@ same ones. None of them changes the caller's model.
 
 from edgeft.stages.budgeting import unpruned_file
 from edgeft.stages.common import own_tensors
+from edgeft.stages.candidates import amount
 from edgeft.stages.deploying import export, predict_program
 from edgeft.stages.finetuning import finetune
 from edgeft.stages.prune_planning import plan_pruning
@@ -14,6 +15,7 @@ from edgeft.stages.quantizing import measure_sensitivity, quantize
 from edgeft.stages.weighing import check_budget, check_pruning
 
 __all__ = [
+    "amount",
     "check_budget",
     "check_pruning",
     "export",

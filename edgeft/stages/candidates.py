@@ -26,7 +26,6 @@ from edgeft.recipe import Measure, Quantize
 from edgeft.stages.deploying import export
 from edgeft.target import TargetProfile
 from edgeft.types import (
-    CompilerEstimate,
     ExportedArtifact,
     FloatModel,
     InputArray,
@@ -178,20 +177,9 @@ class Trials:
 
     def _amount(self, artifact: ExportedArtifact) -> float:
         """Return what a file takes of what is asked for, in bytes, or in ms by the target's compiler."""
-        if self._kind == "size":
-            return artifact.size_bytes
-        self._progress(f"export {self.exports}, {self._kind} of {artifact.path.stem}")
-        if self._profile.compiler is not None:
-            estimate = self._estimate(artifact)
-            return estimate.ms if self._kind == "latency" else estimate.sram_bytes
-        if self._profile.runtime.name == "tflm":
-            with measure.Session(artifact, self._profile) as session:
-                return int(session.describe().details["arena_bytes"])
-        return measure.memory.activation_bytes(artifact.path)
-
-    def _estimate(self, artifact: ExportedArtifact) -> CompilerEstimate:
-        with tempfile.TemporaryDirectory(prefix="edgeft-candidate-") as folder:
-            return compilers.compile_for(self._profile, artifact.path, Path(folder))
+        if self._kind != "size":
+            self._progress(f"export {self.exports}, {self._kind} of {artifact.path.stem}")
+        return amount(self._kind, artifact, self._profile)
 
     def _export(self, module: nn.Module, name: str) -> ExportedArtifact:
         self.exports += 1
@@ -200,6 +188,30 @@ class Trials:
             model = quantization.embed_normalization(model)
         program = quick_program(model, self._quantize, self._profile, self._inputs)
         return export(program, self._profile, self._folder, name=name)
+
+
+def amount(kind: str, artifact: ExportedArtifact, profile: TargetProfile) -> float:
+    """Return what a file takes on a target: bytes of size or RAM, or ms of latency by the target's compiler.
+
+    Args:
+        kind: ``size``, ``ram`` or ``latency``.
+        artifact: The file.
+        profile: The target.
+
+    Raises:
+        ExportError: It cannot be compiled.
+        MeasurementError: The runtime refused it.
+    """
+    if kind == "size":
+        return artifact.size_bytes
+    if profile.compiler is not None:
+        with tempfile.TemporaryDirectory(prefix="edgeft-candidate-") as folder:
+            estimate = compilers.compile_for(profile, artifact.path, Path(folder))
+        return estimate.ms if kind == "latency" else estimate.sram_bytes
+    if profile.runtime.name == "tflm":
+        with measure.Session(artifact, profile) as session:
+            return int(session.describe().details["arena_bytes"])
+    return measure.memory.activation_bytes(artifact.path)
 
 
 def few_inputs(batches: Any) -> torch.Tensor:

@@ -84,6 +84,18 @@ def test_layers_of_no_group_say_why_they_were_left():
     assert shown["uncounted"] == {"mixer": "attention in one kernel"}
 
 
+def test_a_size_is_counted_on_the_final_file():
+    counted = candidate(0.4, 0.49) | {"low": None, "high": None}
+    given = report(search=SEARCH | {"kind": "size", "candidates": [counted], "chosen": 0})
+    given["prune"]["budget"] = {"size": 0.5}
+    given["prune"]["measured"]["cpu-onnxruntime"] = {"ratio": 0.52, "low": None, "high": None}
+    shown = pruning.section(given)
+    assert shown is not None
+    assert shown["facts"]["size predicted and measured"] == (
+        "0.490 before training, 0.520 of the final file, both of the unpruned network's int8 file on cpu-onnxruntime"
+    )
+
+
 def test_a_rewrite_and_a_budget_without_a_search():
     rewrite = {"name": "edge-lite", "activations": ["a", "b"], "gates": ["c"], "folded": []}
     shown = pruning.section(report(search=None, rewrite=rewrite))

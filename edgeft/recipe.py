@@ -159,7 +159,7 @@ class Finetune(Distilled):
 
 
 class PruneBudget(Strict):
-    """What the pruned network may cost, as a share of the unpruned one: exactly one of these."""
+    """What the pruned network may cost, as a share of the unpruned one before any rewrite: exactly one of these."""
 
     latency: Share | None = None
     """Of the unpruned network's latency at this recipe's scheme, measured on `prune.target` before any training."""

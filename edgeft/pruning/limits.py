@@ -41,22 +41,26 @@ class Bounds:
         return "prune.floor" if len(replace(self, floors={}).ladder(group)) > 1 else "too narrow"
 
 
-def out_of_reach(analysis: Analysis, share: float, *, what: str = "MACs") -> BudgetError:
+def out_of_reach(
+    analysis: Analysis, share: float, *, what: str = "MACs", full_macs: int | None = None
+) -> BudgetError:
     """Return the error of a budget below what an analysis allows.
 
     Args:
         analysis: Of the network.
         share: The budget.
         what: What it is a share of; of MACs alone the best share is known without a trial.
+        full_macs: MACs that shares are of; those of the analysed network by default.
     """
+    full = full_macs or analysis.full_macs
     reasons = Counter(limit.partition(" after ")[0] for limit in analysis.limits)
     opened = reasons.pop("", 0)
     fixed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     if opened:
-        best = settable(analysis.lowest_macs / analysis.full_macs)
+        best = settable(analysis.lowest_macs / full)
         why = f"with every group of channels at its lowest allowed width {best} of the MACs are left"
     else:
-        why = "nothing of this network can be cut (1.000 is left)"
+        why = f"nothing of this network can be cut ({settable(analysis.full_macs / full)} is left)"
     return BudgetError(
         f"a {what} budget of {share:.3f} cannot be met: {why}",
         f"raise the budget; the limits are {', '.join(_told(analysis))}; {opened} of {len(analysis.groups)} groups can "

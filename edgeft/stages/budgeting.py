@@ -17,6 +17,7 @@ from edgeft.errors import WorkspaceError
 from edgeft.pruning import Analysis
 from edgeft.pruning.search import MOST_CANDIDATES, Candidate, Found, Search, Widths
 from edgeft.recipe import Measure, Prune, Quantize
+from edgeft.stages import weighing
 from edgeft.stages.candidates import Trials, few_inputs
 from edgeft.stages.common import digest
 from edgeft.target import TargetProfile
@@ -119,9 +120,7 @@ def choose(
     """
     budget = config.budget
     if device is None:
-        share = budget.share
-        widths = analysis.full if share == 1.0 else analysis.widths(macs=share, allocation=config.allocation)
-        return Selection(widths=widths, search={})
+        return Selection(widths=weighing.widths_within(analysis, model, config), search={})
     identity = {
         "config": config.model_dump(mode="json"),
         "groups": [list(g.layers) for g in analysis.groups],
@@ -145,15 +144,17 @@ def choose(
         progress=progress,
     )
     found = _search(analysis, model, source, config, trials, progress)
+    # A rewrite alone saves MACs, too.
+    share = analysis.full_macs / weighing.unpruned_macs(analysis, model, config)
     search = {
         "kind": budget.kind,
         "budget": budget.share,
         "target": device.profile.id,
         "scheme": device.quantize.artifact_scheme,
         "exports": trials.exports,
-        "lowest_macs": found.lowest,
+        "lowest_macs": share * found.lowest,
         "chosen": found.tried.index(found.chosen),
-        "candidates": [_row(candidate) for candidate in found.tried],
+        "candidates": [{**_row(each), "macs": share * each.macs} for each in found.tried],
     }
     selection = Selection(widths=found.chosen.widths, search=search, unpruned=trials.unpruned)
     _store(folder, identity, selection)
@@ -195,7 +196,6 @@ def _search(
 def _row(candidate: Candidate) -> dict[str, Any]:
     cost = candidate.cost
     return {
-        "macs": candidate.macs,
         "value": cost.value,
         "low": cost.low,
         "high": cost.high,

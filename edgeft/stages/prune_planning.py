@@ -125,7 +125,8 @@ def plan_pruning(
             missed = {"message": error.message, "hint": error.hint}
         else:
             widths, search = selection.widths, dict(selection.search)
-            shares = _shares(analysis.apply(selection.widths).plan)
+            plan = analysis.apply(selection.widths).plan
+            shares = _shares(weighing.from_unpruned(plan, analysis, model, config))
     return {
         **{key: measured[key] for key in _MEASURED},
         "groups": [

@@ -202,11 +202,12 @@ class _Cutting:
         # A rewrite that meets the budget by itself leaves nothing to cut little by little.
         steps = self.config.steps if widths != analysis.full else 1
         given = digest(self.model.module) if steps > 1 else ""
+        full = weighing.unpruned_macs(analysis, self.model, self.config)
         for step in range(1, steps):
             narrowed = _between(analysis, widths, step / steps)
             identity = self._identity(given, narrowed)
             part = self._cut(current, narrowed)
-            record: dict[str, Any] = {"macs": part.plan.macs_after / analysis.full_macs}
+            record: dict[str, Any] = {"macs": part.plan.macs_after / full}
             module = self._stored(step, identity)
             if module is None:
                 record["val_accuracy_before_recovery"] = accuracy(part.module, self.val)
@@ -221,7 +222,8 @@ class _Cutting:
             )
         last = self._cut(current, widths)
         parameters = sum(p.numel() for p in last.module.parameters())
-        return PrunedModel(module=last.module, plan=analysis.plan(widths, parameters)), records
+        plan = weighing.from_unpruned(analysis.plan(widths, parameters), analysis, self.model, self.config)
+        return PrunedModel(module=last.module, plan=plan), records
 
     def _cut(self, analysis: Analysis, widths: Widths) -> PrunedModel:
         """Return the network with the given widths, its weights and batch norms fitted to what is left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from edgeft import models, pruning
 from edgeft.errors import ConfigError, nearest
-from edgeft.pruning import Analysis
+from edgeft.pruning import Analysis, PruningPlan
 from edgeft.pruning.limits import out_of_reach
 from edgeft.pruning.macs import evaluation
 from edgeft.recipe import Prune
@@ -65,6 +66,42 @@ def analyse(
     )
 
 
+def widths_within(analysis: Analysis, model: FloatModel, config: Prune) -> tuple[int, ...]:
+    """Return the widths that meet a budget of MACs.
+
+    Args:
+        analysis: Of the network that is cut: that of `model`, or its rewritten copy.
+        model: The network that the budget is a share of.
+        config: Budget and allocation.
+
+    Raises:
+        BudgetError: The budget is out of reach; the message names the best that is not.
+    """
+    share, full = config.budget.share, unpruned_macs(analysis, model, config)
+    own = share if full == analysis.full_macs else share * full / analysis.full_macs
+    if own >= 1:
+        return analysis.full
+    if analysis.lowest_macs > math.floor(round(share * full, 3)):
+        raise out_of_reach(analysis, share, full_macs=full)
+    return analysis.widths(macs=own, allocation=config.allocation)
+
+
+def unpruned_macs(analysis: Analysis, model: FloatModel, config: Prune) -> int:
+    """Return the MACs that shares of MACs are of: those of `model`, which a rewrite makes fewer."""
+    if config.rewrite == "none":
+        return analysis.full_macs
+    return pruning.count_macs(model.module, example_inputs(model.preprocessing))
+
+
+def from_unpruned(plan: PruningPlan, analysis: Analysis, model: FloatModel, config: Prune) -> PruningPlan:
+    """Return `plan` with what `model` has before, which a rewrite changes by itself."""
+    return dataclasses.replace(
+        plan,
+        macs_before=unpruned_macs(analysis, model, config),
+        params_before=sum(p.numel() for p in model.module.parameters()),
+    )
+
+
 def check_pruning(module: nn.Module, config: Prune) -> None:
     """Raise what is wrong with the settings of a prune stage for a network, before anything is trained.
 
@@ -99,8 +136,7 @@ def check_budget(model: FloatModel, config: Prune, limits: PruneLimits) -> None:
     source = dataclasses.replace(model, module=_rewritten(model.module, config))
     analysis = analyse(source, untrained, limits, (), seed=0)
     if config.budget.kind == "macs":
-        if share < 1.0:
-            analysis.widths(macs=share, allocation=config.allocation)
+        widths_within(analysis, model, config)
     elif analysis.lowest == analysis.full and config.rewrite == "none":
         raise out_of_reach(analysis, share, what=config.budget.kind)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -412,6 +413,27 @@ class Gated(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.gate(self.stem(x)).mean((2, 3)))
+
+
+def test_a_budget_of_macs_is_one_of_the_network_before_its_rewrite():
+    given = model(Gated())
+    before = pruning.count_macs(given.module, torch.zeros(1, 1, SIZE, SIZE))
+    rewritten = before - 2 * 16 * 8
+    settings = {"rewrite": "edge-lite", "limits": target.PruneLimits(channel_multiple=1, min_channels=1)}
+    share = rewritten / before
+    for budget, left in ((share, rewritten), (0.6, None), (1.0, rewritten)):
+        plan = results(prune(given, budget={"macs": budget}, **settings))["plan"]
+        assert (plan["macs_before"], plan["params_before"]) == (
+            before,
+            sum(p.numel() for p in given.module.parameters()),
+        )
+        assert plan["macs_after"] == left if left else 0.5 * before < plan["macs_after"] <= 0.6 * before
+    lowest = f"{math.ceil(1000 * rewritten / 4 / before) / 1000:.3f} of the MACs are left"
+    with pytest.raises(BudgetError, match=rf"budget of 0\.010 cannot be met: .* {lowest}"):
+        prune(given, budget={"macs": 0.01}, **settings)
+    config = Prune(budget={"macs": 0.01}, rewrite="edge-lite")
+    with pytest.raises(BudgetError, match=lowest):
+        stages.check_budget(given, config, settings["limits"])
 
 
 def test_names_are_those_of_the_rewritten_network():

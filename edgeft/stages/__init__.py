@@ -5,8 +5,8 @@ same ones. None of them changes the caller's model.
 """
 
 from edgeft.stages.budgeting import unpruned_file
-from edgeft.stages.common import own_tensors
 from edgeft.stages.candidates import amount
+from edgeft.stages.common import own_tensors
 from edgeft.stages.deploying import export, predict_program
 from edgeft.stages.finetuning import finetune
 from edgeft.stages.prune_planning import plan_pruning

@@ -42,6 +42,8 @@ def own_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
     }
+
+
 def digest(module: torch.nn.Module) -> str:
     """Return a hash of the tensors of a network, by name."""
     found = hashlib.sha256()

@@ -23,7 +23,15 @@ from edgeft.pruning.search import Widths
 from edgeft.recipe import Measure, Prune, Quantize
 from edgeft.stages import weighing
 from edgeft.stages.budgeting import choose, trial_device
-from edgeft.stages.common import accuracy, advanced, curve_results, digest, parse_config, step_record
+from edgeft.stages.common import (
+    accuracy,
+    advanced,
+    curve_results,
+    digest,
+    own_tensors,
+    parse_config,
+    step_record,
+)
 from edgeft.target import PruneLimits, TargetProfile
 from edgeft.training import Batches
 from edgeft.types import EpochRecord, FloatModel, Progress, silent
@@ -270,8 +278,7 @@ class _Cutting:
         path = self._file(step)
         if path is not None:
             part = path.with_suffix(".part")
-            tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-            save_file(tensors, part, metadata={_IDENTITY: identity})
+            save_file(own_tensors(module), part, metadata={_IDENTITY: identity})
             part.replace(path)
 
     def _stored(self, step: int, identity: str) -> nn.Module | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,9 +95,10 @@ def _stride_watch(module: nn.Module) -> Iterator[list[str]]:
     """
     wasted: list[str] = []
 
-    def watch(name: str, stride: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            if min(inputs[0].shape[-2:]) < stride:
+    def watch(name: str, stride: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            pixels: torch.Tensor = args[0] if args else kwargs["input"]
+            if min(pixels.shape[-2:]) < stride:
                 wasted.append(name)
 
         return hook
@@ -105,7 +107,7 @@ def _stride_watch(module: nn.Module) -> Iterator[list[str]]:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             stride = max(layer.stride) if isinstance(layer.stride, tuple) else int(layer.stride)
-            handles.append(layer.register_forward_pre_hook(watch(name, stride)))
+            handles.append(layer.register_forward_pre_hook(watch(name, stride), with_kwargs=True))
     try:
         yield wasted
     finally:

@@ -30,10 +30,10 @@ class HeadInput:
                 f"training: the network has no layer {head!r} whose inputs could be its features"
             )
         self._name, self._value = head, torch.empty(0)
-        self._handle = layer.register_forward_pre_hook(self._remember)
+        self._handle = layer.register_forward_pre_hook(self._remember, with_kwargs=True)
 
-    def _remember(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._value = inputs[0]
+    def _remember(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._value = args[0] if args else next(iter(kwargs.values()))
 
     def take(self) -> torch.Tensor:
         """Return the features of the last forward pass, (N, ...), and forget them."""

@@ -20,8 +20,8 @@ from tiny_tasks import (
 from edgeft import extras
 from edgeft import package as packages
 from edgeft import recipe as recipes
+from edgeft.benchmarking import labelled, scoring
 from edgeft.benchmarking.package_gate import gate_package
-from edgeft.benchmarking.scoring import score
 
 PTQ = '[quantize]\nmethod = "ptq"\ncalibration = "./few.toml"'
 FRUIT = 'kind = "tabular-classification"\ndata = "fruit.csv"'
@@ -124,7 +124,8 @@ def test_a_package_scored_on_the_data_answers_as_in_the_report(fruit: tuple[Path
         assert judged.verdict.outcome == "pass"
         accuracy = next(check for check in judged.verdict.checks if check.name == "accuracy")
         assert accuracy.detail == "the same file, runtime and predictions"
-    again = score(made, folder / "fruit.csv", only=report["samples"]["ids"])
+    samples = labelled.read(made, folder / "fruit.csv")
+    again, _ = scoring.score(made, labelled.select(samples, report["samples"]["ids"], "fruit.csv"))
     assert again.predictions.tolist() == report["targets"][-1]["accuracy"]["predictions"]
     assert again.labels.tolist() == report["samples"]["labels"]
 
